@@ -19,7 +19,9 @@ version 1: as drawn.
 
 import json
 import math
+import operator
 from enum import StrEnum
+from functools import partial
 from typing import Any, Union, get_args
 
 from attrs import frozen
@@ -231,8 +233,9 @@ def strict_converter(*, forbid_extra_keys: bool) -> Converter:
     """A cattrs converter that coerces nothing: ``"8080"`` is no number, ``1`` no boolean, ``"abc"`` no list."""
     converter = Converter(forbid_extra_keys=forbid_extra_keys)
     for exact, words in ((int, "a whole number"), (str, "a text"), (bool, "true or false")):
-        converter.register_structure_hook(exact, _exactly(exact, words))
-    converter.register_structure_hook(float, _number)
+        # By predicate: a hook registered for `str` itself would also catch every StrEnum.
+        converter.register_structure_hook_func(partial(operator.is_, exact), _exactly(exact, words))
+    converter.register_structure_hook_func(lambda cls: cls is float, _number)
     converter.register_structure_hook_func(lambda cls: isinstance(cls, type) and issubclass(cls, StrEnum), _member)
     converter.register_structure_hook_factory(
         lambda cls: hasattr(cls, "__attrs_attrs__"),
@@ -291,4 +294,4 @@ def _bounded_text(value: Any, _cls: Any) -> str:
 
 
 wire = strict_converter(forbid_extra_keys=False)
-wire.register_structure_hook(str, _bounded_text)
+wire.register_structure_hook_func(lambda cls: cls is str, _bounded_text)
