@@ -19,9 +19,7 @@ version 1: as drawn.
 
 import json
 import math
-import operator
 from enum import StrEnum
-from functools import partial
 from typing import Any, Union, get_args
 
 from attrs import frozen
@@ -233,10 +231,10 @@ def strict_converter(*, forbid_extra_keys: bool) -> Converter:
     """A cattrs converter that coerces nothing: ``"8080"`` is no number, ``1`` no boolean, ``"abc"`` no list."""
     converter = Converter(forbid_extra_keys=forbid_extra_keys)
     for exact, words in ((int, "a whole number"), (str, "a text"), (bool, "true or false")):
-        # By predicate: a hook registered for `str` itself would also catch every StrEnum.
-        converter.register_structure_hook_func(partial(operator.is_, exact), _exactly(exact, words))
-    converter.register_structure_hook_func(lambda cls: cls is float, _number)
-    converter.register_structure_hook_func(lambda cls: isinstance(cls, type) and issubclass(cls, StrEnum), _member)
+        converter.register_structure_hook(exact, _exactly(exact, words))
+    converter.register_structure_hook(float, _number)
+    for closed_list in (Status, Reason, Farewell):  # each by name: the hook for `str` would catch a StrEnum too
+        converter.register_structure_hook(closed_list, _member)
     converter.register_structure_hook_factory(
         lambda cls: hasattr(cls, "__attrs_attrs__"),
         lambda cls, conv: _only_from_dict(make_dict_structure_fn(cls, conv, _cattrs_forbid_extra_keys=forbid_extra_keys)),
@@ -294,4 +292,4 @@ def _bounded_text(value: Any, _cls: Any) -> str:
 
 
 wire = strict_converter(forbid_extra_keys=False)
-wire.register_structure_hook_func(lambda cls: cls is str, _bounded_text)
+wire.register_structure_hook(str, _bounded_text)
