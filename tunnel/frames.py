@@ -1,0 +1,291 @@
+"""The law of a data channel: frames inside the binary messages of a WebSocket, parsed without a socket.
+
+    WebSocket payload:  frame frame frame …          one message holds a turn's frames; a frame may cross messages
+    frame:              word (u32) stream (u32) payload          big endian; word = kind << 24 | number
+
+    kind    number            payload                       who          means
+    OPEN    payload length    index u32, version u32, …     server       a visitor came to proxy `index` of that set
+    DATA    payload length    bytes                         both         costs the sender credit
+    FIN     0                 -                             both         no more DATA this way; the other way goes on
+    CREDIT  bytes             -                             both         the receiver delivered so much: send more
+    RST     reason            -                             both         the stream is over, and not cleanly
+    MOVE    0                 -                             both         my last frame here; I go on on another channel
+
+OPEN does not wait for an answer: DATA may follow at once. More payload than eight bytes in OPEN is for later versions
+and skipped. Stream ids and credit belong to the session, so a stream may use any of its channels. A sender starts
+with FIRST_WINDOW of credit; DATA beyond credit is a protocol error. Frames for a stream that is gone are skipped:
+they crossed its RST.
+
+WebSocket (RFC 6455) rules kept here: binary and continuation frames carry payload, text is an error, control frames
+are at most 125 bytes and not fragmented, a client masks and a server does not. Our own client's mask is zero (masking
+guards browsers, and this is inside TLS), but a middlebox may re-mask and re-fragment, so any mask is undone.
+
+version 1: as drawn.
+"""
+
+import struct
+from enum import IntEnum
+from typing import Protocol
+
+from tunnel.errors import RemoteProtocolError
+
+FRAME = struct.Struct("!II")
+OPEN_PAYLOAD = struct.Struct("!II")
+FRAME_HEAD = FRAME.size
+OPEN, DATA, FIN, CREDIT, RST, MOVE = (kind << 24 for kind in range(1, 7))
+KIND_MASK, NUMBER_MASK = 0xFF000000, 0x00FFFFFF
+MAX_NUMBER = NUMBER_MASK
+MAX_OPEN_PAYLOAD = 512
+
+FIRST_WINDOW = 64 * 1024  # bytes of credit a stream starts with, each way (design §6)
+MAX_WINDOW = 8 * 1024 * 1024  # twice the product of 100 ms and 300 Mbit/s, and that of 2.5 ms and 25 Gbit/s
+
+WS_ROOM = 14  # the longest WebSocket head: 2 bytes, 8 of length, 4 of mask
+WS_MAX_CONTROL = 125  # payload of a ping, pong or close (RFC 6455 §5.5)
+_BINARY, _CONTINUATION, _TEXT, _CLOSE, _PING, _PONG = 2, 0, 1, 8, 9, 10
+
+
+class Abort(IntEnum):
+    """Why a stream ended with RST."""
+
+    RESET = 0  # the socket at the other end was reset
+    DIAL_REFUSED = 1
+    DIAL_TIMEOUT = 2
+    DIAL_FAILED = 3  # unreachable, name not found, TLS to the target failed
+    UNKNOWN_PROXY = 4  # the client's proxy set has moved on
+    OVER_LIMIT = 5
+    IDLE = 6  # half-closed and silent
+    CHANNEL_LOST = 7
+    SESSION_ENDED = 8
+    INTERNAL = 9
+
+    @classmethod
+    def of(cls, number: int) -> "Abort":
+        return cls(number) if number <= cls.INTERNAL else cls.INTERNAL  # a later version's reason
+
+
+class Receiver(Protocol):
+    """What a `FrameReader` tells, synchronously, in the order of the bytes."""
+
+    def on_open(self, stream: int, index: int, version: int) -> None: ...
+    def on_data(self, stream: int, data: memoryview) -> None: ...
+    def on_fin(self, stream: int) -> None: ...
+    def on_credit(self, stream: int, count: int) -> None: ...
+    def on_rst(self, stream: int, reason: int) -> None: ...
+    def on_move(self, stream: int) -> None: ...
+    def on_ping(self, payload: bytes) -> None: ...
+    def on_pong(self, payload: bytes) -> None: ...
+    def on_close(self) -> None: ...
+
+
+class FrameReader:
+    """Parses one direction of a channel, whatever the pieces it comes in. `masked`: the peer is a client."""
+
+    __slots__ = (
+        "_data_left", "_data_stream", "_fragmented", "_head", "_mask", "_mask_at", "_masked", "_message_left",
+        "_partial", "_receiver",
+    )  # fmt: skip
+
+    def __init__(self, receiver: Receiver, *, masked: bool) -> None:
+        self._receiver = receiver
+        self._masked = masked
+        self._head = b""  # of a WebSocket frame, while it is not whole; at most WS_ROOM + WS_MAX_CONTROL bytes
+        self._fragmented = False  # a WebSocket message goes on in a continuation frame
+        self._message_left = 0  # payload bytes of the current WebSocket frame not yet seen
+        self._mask = b""  # empty while it is zero, which our own client's always is
+        self._mask_at = 0
+        self._partial = b""  # a frame's head or OPEN, while it is not whole; less than MAX_OPEN_PAYLOAD + 8 bytes
+        self._data_left = 0  # payload bytes of the current DATA frame not yet seen
+        self._data_stream = 0
+
+    def feed(self, view: memoryview) -> None:
+        """Handle all of `view` (writable); DATA is passed on as slices of it, as it comes.
+
+        Raises `RemoteProtocolError`; the channel is then over.
+        """
+        at, end = 0, len(view)
+        while at < end:
+            if self._message_left == 0:
+                at = self._begin_message(view, at)
+                continue
+            stop = at + self._message_left
+            if stop > end:
+                stop = end
+            self._message_left -= stop - at
+            if self._mask:
+                self._unmask(view[at:stop])
+            if self._partial:
+                at = self._complete(view, at, stop)
+            self._frames(view, at, stop)
+            at = stop
+
+    def _frames(self, view: memoryview, at: int, stop: int) -> None:
+        receiver = self._receiver
+        while at < stop:
+            if self._data_left:
+                take = stop - at
+                if take > self._data_left:
+                    take = self._data_left
+                self._data_left -= take
+                receiver.on_data(self._data_stream, view[at : at + take])
+                at += take
+                continue
+            if stop - at < FRAME_HEAD:
+                break
+            word, stream = FRAME.unpack_from(view, at)
+            kind = word & KIND_MASK
+            if kind == DATA:
+                self._data_left, self._data_stream = word & NUMBER_MASK, stream
+            elif kind == CREDIT:
+                receiver.on_credit(stream, word & NUMBER_MASK)
+            elif kind == OPEN:
+                size = _open_size(word)
+                if stop - at < FRAME_HEAD + size:
+                    break
+                receiver.on_open(stream, *OPEN_PAYLOAD.unpack_from(view, at + FRAME_HEAD))
+                at += size
+            elif kind == FIN:
+                receiver.on_fin(stream)
+            elif kind == RST:
+                receiver.on_rst(stream, word & NUMBER_MASK)
+            elif kind == MOVE:
+                receiver.on_move(stream)
+            else:
+                raise RemoteProtocolError(f"unknown frame kind {kind >> 24}")
+            at += FRAME_HEAD
+        if at < stop:
+            self._partial = bytes(view[at:stop])
+
+    def _complete(self, view: memoryview, at: int, stop: int) -> int:
+        """Take from `view` what the partial frame lacks; handle it if that is all there. Returns where it ends."""
+        partial = self._partial
+        while (missing := _frame_size(partial) - len(partial)) > 0:
+            if at == stop:
+                self._partial = partial
+                return at
+            taken = bytes(view[at : min(stop, at + missing)])
+            partial += taken
+            at += len(taken)
+        self._partial = b""
+        self._frames(memoryview(partial), 0, len(partial))
+        return at
+
+    def _begin_message(self, view: memoryview, at: int) -> int:
+        head = self._head + bytes(view[at : at + WS_ROOM + WS_MAX_CONTROL - len(self._head)])
+        used = self._parse_head(head)
+        if used == 0:  # not whole, so all of `view` is in it
+            self._head = head
+            return len(view)
+        at += used - len(self._head)
+        self._head = b""
+        return at
+
+    def _parse_head(self, head: bytes) -> int:
+        """Take in a WebSocket frame's head (a control frame: all of it); 0 if it is not whole."""
+        if len(head) < 2:
+            return 0
+        first, second = head[0], head[1]
+        if first & 0x70:
+            raise RemoteProtocolError("a WebSocket frame with reserved bits")
+        if bool(second & 0x80) is not self._masked:
+            raise RemoteProtocolError("a WebSocket frame masked like those of the wrong side")
+        length, size = second & 0x7F, 2
+        if length >= 126:
+            size = 4 if length == 126 else 10
+            length = int.from_bytes(head[2:size], "big")
+        mask = b""
+        if self._masked:
+            mask = head[size : size + 4]
+            size += 4
+        if len(head) < size:
+            return 0
+        opcode = first & 0x0F
+        if opcode >= _CLOSE:
+            return self._control(first, length, mask, head[size:]) and size + length
+        if opcode != (_CONTINUATION if self._fragmented else _BINARY):
+            raise RemoteProtocolError(f"a WebSocket frame with opcode {opcode} where it has no place")
+        self._fragmented = not first & 0x80
+        self._message_left = length
+        self._mask = mask if any(mask) else b""
+        self._mask_at = 0
+        return size
+
+    def _control(self, first: int, length: int, mask: bytes, rest: bytes) -> bool:
+        if length > WS_MAX_CONTROL or not first & 0x80:
+            raise RemoteProtocolError("a WebSocket control frame that is too long or fragmented")
+        if len(rest) < length:
+            return False
+        payload = bytes(byte ^ mask[i & 3] for i, byte in enumerate(rest[:length])) if mask else rest[:length]
+        opcode = first & 0x0F
+        if opcode == _PING:
+            self._receiver.on_ping(payload)
+        elif opcode == _PONG:
+            self._receiver.on_pong(payload)
+        elif opcode == _CLOSE:
+            self._receiver.on_close()
+        else:
+            raise RemoteProtocolError(f"unknown WebSocket opcode {opcode}")
+        return True
+
+    def _unmask(self, part: memoryview) -> None:
+        size, shift = len(part), self._mask_at
+        key = ((self._mask[shift:] + self._mask[:shift]) * (size // 4 + 1))[:size]
+        part[:] = (int.from_bytes(part, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
+        self._mask_at = (shift + size) & 3
+
+
+def _frame_size(partial: bytes) -> int:
+    """How long a frame is that begins so, DATA's payload aside; as far as can be told."""
+    if len(partial) < FRAME_HEAD:
+        return FRAME_HEAD
+    word = FRAME.unpack_from(partial)[0]
+    return FRAME_HEAD + (_open_size(word) if word & KIND_MASK == OPEN else 0)
+
+
+def _open_size(word: int) -> int:
+    size = word & NUMBER_MASK
+    if not OPEN_PAYLOAD.size <= size <= MAX_OPEN_PAYLOAD:
+        raise RemoteProtocolError(f"OPEN with a payload of {size} bytes")
+    return size
+
+
+def put_message_head(out: bytearray, length: int, *, masked: bool, opcode: int = _BINARY) -> int:
+    """Write the head of a message of `length` bytes so that it ends at ``out[WS_ROOM]``; returns where it begins."""
+    mask_room = 4 if masked else 0
+    mask_bit = 0x80 if masked else 0
+    if length < 126:
+        at = WS_ROOM - mask_room - 2
+        out[at + 1] = mask_bit | length
+    elif length < 65536:
+        at = WS_ROOM - mask_room - 4
+        out[at + 1] = mask_bit | 126
+        out[at + 2 : at + 4] = length.to_bytes(2, "big")
+    else:
+        at = WS_ROOM - mask_room - 10
+        out[at + 1] = mask_bit | 127
+        out[at + 2 : at + 10] = length.to_bytes(8, "big")
+    out[at] = 0x80 | opcode
+    if masked:
+        out[WS_ROOM - 4 : WS_ROOM] = b"\0\0\0\0"
+    return at
+
+
+def control_message(opcode: int, payload: bytes, *, masked: bool) -> bytes:
+    """A whole ping, pong or close."""
+    out = bytearray(WS_ROOM)
+    at = put_message_head(out, len(payload), masked=masked, opcode=opcode)
+    return bytes(out[at:]) + payload
+
+
+PING, PONG, CLOSE = _PING, _PONG, _CLOSE
+
+
+def grown_window(window: int, grant_seconds: float, round_trip: float) -> int:
+    """The receive window after a grant of half of it: doubled if it was used up so fast that it must be the limit.
+
+    A sender held back by its window of W bytes uses half of W in about half a round trip; one that is held back by
+    its source or by the path takes longer. Two round trips leave room for a measured `round_trip` that was too short.
+    """
+    if grant_seconds > 2 * round_trip:
+        return window
+    return min(window * 2, MAX_WINDOW)

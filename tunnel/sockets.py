@@ -1,0 +1,98 @@
+"""Sockets as the tunnel wants them: options, listening, dialling."""
+
+import errno
+import socket
+import sys
+from contextlib import suppress
+
+import trio
+
+from tunnel.addresses import HostPort, is_ip
+from tunnel.errors import PeerLost
+
+BACKLOG = 4096  # the kernel cuts it to somaxconn; a burst of visitors waits there, not in our memory
+DEAD_PEER_MS = 30_000  # TCP_USER_TIMEOUT: unacknowledged this long, the connection ends (design §5)
+_NODELAY_OPTION = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def listen(addr: str, port: int, *, family: int | None = None) -> socket.socket:
+    """Bind and listen in one step (EADDRINUSE can come from either); IPv6 sockets are V6ONLY. Raises `OSError`."""
+    if family is None:
+        family = socket.AF_INET6 if ":" in addr else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if sys.platform != "win32":  # there it would let two processes share the port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((addr, port))
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def is_addr_present(addr: str) -> bool:
+    """Whether this host (still) has the address: a listener bound to one that went away hears nothing and says nothing."""
+    family = socket.AF_INET6 if ":" in addr else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((addr, 0))
+        except OSError as exc:
+            return exc.errno != errno.EADDRNOTAVAIL
+    return True
+
+
+def no_delay(sock: socket.socket) -> None:
+    with suppress(OSError):  # Unix sockets have no such option; a peer already gone shows at the next read
+        sock.setsockopt(*_NODELAY_OPTION)
+
+
+def tunnel_options(sock: socket.socket) -> None:
+    """For control and data channels only: their readers never stop, so silence means death. A visitor may stop."""
+    no_delay(sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", 10),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", DEAD_PEER_MS),
+    ):
+        if hasattr(socket, name):  # not every platform has all four
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+async def dial_tcp(where: HostPort) -> socket.socket:
+    """A connected, non-blocking socket; names are resolved and raced by Trio (RFC 8305).
+
+    Raises `PeerLost` with the cause in words. The caller holds the deadline; if cancelled, nothing is left open.
+    """
+    try:
+        stream = await trio.open_tcp_stream(where.host, where.port)
+    except OSError as exc:
+        raise PeerLost(f"cannot reach {where}: {_plain(exc)}") from exc
+    raw = stream.socket
+    trio.lowlevel.notify_closing(raw)
+    sock = socket.socket(fileno=raw.detach())
+    sock.setblocking(False)
+    return sock
+
+
+def _plain(exc: OSError) -> str:
+    if isinstance(exc, socket.gaierror):
+        return f"the name cannot be resolved ({exc.strerror})"
+    cause: BaseException | None = exc.__cause__
+    while isinstance(cause, BaseExceptionGroup):  # happy eyeballs: one error for each address tried; they mostly agree
+        cause = cause.exceptions[0]
+    if isinstance(cause, OSError):
+        return cause.strerror or str(cause)
+    return exc.strerror or str(exc)
+
+
+def family_of(addr: str) -> int:
+    if not is_ip(addr):
+        raise ValueError(f"{addr!r} is not an IP address")
+    return socket.AF_INET6 if ":" in addr else socket.AF_INET
