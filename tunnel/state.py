@@ -1,0 +1,372 @@
+"""The state directory: what a server must still know after a restart, and what nobody else may read.
+
+    server.key, server.crt   the server's key and its certificate, PEM; the pin is the key's
+    tokens.json              client name → SHA-256 of its token, and when it was made; tokens themselves are not kept
+    admin.token              for writes through the admin address; the commands read it themselves
+    ports.json               client/proxy → the port chosen for it where 0 was published
+
+Each file is replaced as a whole (written aside, synced, renamed), under a lock on the directory, so that a crash leaves
+the old or the new one and two processes lose nothing of each other's. All errors are TunnelError with a remedy.
+Everything here is synchronous and waits for the disk: call what writes from a thread where an event loop runs.
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import pwd
+import re
+import secrets
+import stat
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tunnel.addresses import check_name
+from tunnel.config import Grant
+from tunnel.errors import TunnelError
+
+TOKEN_BYTES = 32  # 256 bits: nothing is gained by a slow hash of what cannot be guessed
+TOKEN = re.compile(r"tt_[A-Za-z0-9_-]{43}\Z")
+MAX_TOKENS = 10_000  # a login compares with every one, which then takes half a millisecond
+MAX_PORTS = 10_000
+MAX_PORTS_PER_CLIENT = 1000  # as many proxies as a client may have; past it a client displaces only its own
+MAX_FILE_BYTES = 8 * 1024 * 1024  # three times what MAX_TOKENS of the longest names take
+LOCK_SECONDS = 5.0  # others hold it for one write, which takes milliseconds
+
+
+def hash_token(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()  # a header may hold any bytes
+
+
+def find_grant(grants: Iterable[Grant], token: str) -> Grant | None:
+    """Whose token this is; an empty one is nobody's. Compares with them all, so that the time taken tells nothing."""
+    digest = hash_token(token)
+    found = None
+    for grant in grants:
+        if hmac.compare_digest(grant.token_sha256, digest):
+            found = grant
+    return found if token else None
+
+
+def default_state_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/trio-tunnel")
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if os.path.isabs(base):  # the XDG specification: a relative one is to be ignored
+        return Path(base, "trio-tunnel")
+    try:
+        return Path.home() / ".local" / "state" / "trio-tunnel"
+    except RuntimeError as exc:
+        raise TunnelError(
+            "this user has no home directory to keep state in; name a directory with --state-dir"
+        ) from exc
+
+
+class StateDir:
+    """An opened state directory. Safe to use from several threads and processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ports: dict[str, int] | None = (
+            None  # as in ports.json, which only the server writes; replaced, not changed
+        )
+
+    @classmethod
+    def open(cls, path: Path) -> "StateDir":
+        """Makes the directory if need be; refuses one that others may write or that belongs to another user."""
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = path.stat()
+        except FileExistsError:
+            raise TunnelError(f"state directory {path} is not a directory; name another with --state-dir") from None
+        except OSError as exc:
+            raise TunnelError(
+                f"state directory {path} cannot be made: {exc.strerror}; make it, or name another with --state-dir"
+            ) from exc
+        if found.st_uid != os.geteuid():
+            raise TunnelError(
+                f"state directory {path} belongs to user {_user(found.st_uid)}, and this is {_user(os.geteuid())}; "
+                f"run as {_user(found.st_uid)}, or name another directory with --state-dir"
+            )
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise TunnelError(f"other users may write in state directory {path}; run: chmod 700 {path}")
+        return cls(path)
+
+    # Tokens
+
+    def grants(self) -> tuple[Grant, ...]:
+        """All clients with a token made here. Such a token allows any port, address and name."""
+        return tuple(
+            Grant(name, bytes.fromhex(record["sha256"]), allow_ports=None) for name, record in self._tokens().items()
+        )
+
+    def new_token(self, name: str) -> str:
+        """A new token for a client; only its hash stays here. ValueError if `name` cannot be a client's name."""
+        check_name(name)
+        with self._locked():
+            tokens = self._tokens()
+            if name in tokens:
+                made = tokens[name]["created"]
+                raise TunnelError(
+                    f"client {name!r} has a token already, made {made}, and it cannot be shown again; "
+                    f"choose another name, or revoke that token first"
+                )
+            if len(tokens) >= MAX_TOKENS:
+                raise TunnelError(f"{self.path / 'tokens.json'} holds {MAX_TOKENS} tokens; revoke some first")
+            token = _random_token()
+            record = {"sha256": hash_token(token).hex(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+            self._write_json("tokens.json", {**tokens, name: record})
+        return token
+
+    def revoke_token(self, name: str) -> None:
+        with self._locked():
+            tokens = self._tokens()
+            if tokens.pop(name, None) is None:
+                known = ", ".join(sorted(tokens)[:20]) or "none"
+                raise TunnelError(f"no client {name!r} in {self.path / 'tokens.json'}; clients with a token: {known}")
+            self._write_json("tokens.json", tokens)
+
+    def admin_token(self) -> str:
+        """The secret for writes through the admin address, made if there is none yet."""
+        content = self._read("admin.token")
+        if content is None:
+            with self._locked():
+                content = self._read("admin.token")  # another process may have been first
+                if content is None:
+                    content = f"{_random_token()}\n".encode("ascii")
+                    self._write("admin.token", content)
+        token = content.decode("ascii", "replace").removesuffix("\n")
+        if not TOKEN.match(token):  # above all: an empty file must not make "" a valid secret
+            raise self._damaged("admin.token", "it holds no token", "delete it, and the next start makes a new one")
+        return token
+
+    def _tokens(self) -> dict[str, dict[str, str]]:
+        remedy = "put back a copy of it, or move it away and make new tokens with `trio-tunnel token new NAME`"
+        tokens: dict[str, dict[str, str]] = {}
+        for name, record in self._read_json("tokens.json", remedy).items():
+            if not isinstance(record, dict) or set(record) != {"sha256", "created"}:
+                raise self._damaged("tokens.json", f"{name!r:.80} is not an entry with sha256 and created", remedy)
+            digest, created = record["sha256"], record["created"]
+            if not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):
+                raise self._damaged("tokens.json", f"sha256 of {name!r:.80} is not 64 hexadecimal digits", remedy)
+            try:
+                check_name(name)
+                datetime.fromisoformat(created)
+            except (ValueError, TypeError) as exc:
+                raise self._damaged("tokens.json", str(exc)[:200], remedy) from exc
+            tokens[name] = record
+        return tokens
+
+    # The certificate
+
+    def certificate(self, make: Callable[[bytes | None], tuple[bytes, bytes]]) -> tuple[Path, Path]:
+        """Where the server's certificate and key are, made on the first start.
+
+        `make` is given the key that is there already, or None, and returns a certificate and its key, PEM. So deleting
+        `server.crt` alone renews the certificate and keeps the pin.
+        """
+        crt, key = self.path / "server.crt", self.path / "server.key"
+        with self._locked():
+            cert_pem, key_pem = self._read("server.crt"), self._read("server.key")
+            if cert_pem is None:
+                cert_pem, key_pem = self._make_certificate(make, key_pem)
+        if key_pem is None:
+            raise self._damaged(
+                "server.crt",
+                "server.key, which belongs to it, is missing",
+                "put server.key back, or delete server.crt too for a new pair, whose pin every client must be told",
+            )
+        self._check_pair(crt, key)
+        return crt, key
+
+    def _make_certificate(
+        self, make: Callable[[bytes | None], tuple[bytes, bytes]], key_pem: bytes | None
+    ) -> tuple[bytes, bytes]:
+        try:
+            cert_pem, new_key_pem = make(key_pem)
+        except ValueError as exc:
+            if key_pem is None:
+                raise TunnelError(f"no certificate can be made: {exc}") from exc
+            raise self._damaged(
+                "server.key",
+                str(exc),
+                "put back a copy of it, or delete it for a new one, whose pin every client needs",
+            ) from exc
+        if new_key_pem != key_pem:
+            self._write("server.key", new_key_pem)  # the key first: alone it is no more than a first start cut short
+        self._write("server.crt", cert_pem)
+        return cert_pem, new_key_pem
+
+    def _check_pair(self, crt: Path, key: Path) -> None:
+        import ssl  # for the few commands that come here; `status` need not load OpenSSL
+
+        try:
+            # An encrypted key gets an empty password: it fails, instead of asking on the terminal.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(crt, key, password="")
+        except (OSError, ValueError) as exc:  # SSLError is an OSError
+            raise self._damaged(
+                "server.crt",
+                f"it cannot be used with server.key ({getattr(exc, 'reason', None) or exc})",
+                "put back copies of both; or delete server.crt for a new certificate of the same key; "
+                "or delete both for a new pair, whose pin every client must be told",
+            ) from exc
+
+    # Ports
+
+    def port_for(self, client: str, proxy: str) -> int | None:
+        """The port this proxy had when it last asked for any. Reads the file on first use, then remembers."""
+        if self._ports is None:
+            self._ports = self._read_ports()
+        return self._ports.get(f"{client}/{proxy}")
+
+    def remember_port(self, client: str, proxy: str, port: int) -> None:
+        """Keeps a chosen port for a later restart. To fail here (a full disk) is no reason to give up the proxy."""
+        assert 1 <= port <= 65535
+        key = f"{check_name(client)}/{check_name(proxy)}"
+        with self._locked():
+            ports = dict(self._read_ports() if self._ports is None else self._ports)
+            if ports.get(key) == port:
+                return
+            ports.pop(key, None)
+            of_client = [other for other in ports if other.startswith(f"{client}/")]
+            if len(of_client) >= MAX_PORTS_PER_CLIENT:
+                del ports[of_client[0]]  # the oldest: dicts keep their order, in JSON too
+            elif len(ports) >= MAX_PORTS:
+                del ports[next(iter(ports))]
+            ports[key] = port
+            self._write_json("ports.json", ports)
+            self._ports = ports
+
+    def _read_ports(self) -> dict[str, int]:
+        remedy = "delete it; the server then chooses ports afresh"
+        ports = self._read_json("ports.json", remedy)
+        for key, port in ports.items():
+            if type(port) is not int or not 1 <= port <= 65535:
+                raise self._damaged("ports.json", f"{key!r:.140} has no port from 1 to 65535", remedy)
+        if len(ports) > MAX_PORTS:
+            raise self._damaged("ports.json", f"it has more than {MAX_PORTS} entries", remedy)
+        return ports
+
+    # Files
+
+    def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
+        content = self._read(name)
+        if content is None:
+            return {}
+        try:
+            body = json.loads(content, object_pairs_hook=_no_duplicates)
+        except (ValueError, RecursionError) as exc:
+            raise self._damaged(name, str(exc), remedy) from exc
+        if not isinstance(body, dict):
+            raise self._damaged(name, "it is not a JSON object", remedy)
+        return body
+
+    def _write_json(self, name: str, body: dict[str, Any]) -> None:
+        self._write(name, json.dumps(body, indent=1).encode("ascii") + b"\n")
+
+    def _read(self, name: str) -> bytes | None:
+        """The file's content, None if there is none. Refuses one that is not ours alone."""
+        path = self.path / name
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not make us wait
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise TunnelError(f"{path} cannot be read: {exc.strerror}; run as the user it belongs to") from exc
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise TunnelError(f"{path} is not a file; move it away")
+            others = 0o022 if name.endswith(".crt") else 0o077  # a certificate is no secret
+            if found.st_uid != os.geteuid() or found.st_mode & others:
+                what = "write" if others == 0o022 else "read or write"
+                raise TunnelError(
+                    f"other users may {what} {path}; make sure that nobody did, then run: "
+                    f"chown {_user(os.geteuid())} {path} && chmod 600 {path}"
+                )
+            try:
+                content = file.read(MAX_FILE_BYTES + 1)
+            except OSError as exc:
+                raise TunnelError(f"{path} cannot be read: {exc.strerror}; check the disk") from exc
+        if len(content) > MAX_FILE_BYTES:
+            raise TunnelError(f"{path} has more than {MAX_FILE_BYTES} bytes; put back a copy of it, or move it away")
+        return content
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Replaces the file. Only under the lock: the name of the file written aside is always the same."""
+        aside = self.path / f".{name}.new"
+        try:
+            aside.unlink(missing_ok=True)  # from a process that was killed while it wrote
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self.path / name)
+            self._sync_directory()
+        except OSError as exc:
+            with suppress(OSError):  # the first error is the one to tell
+                aside.unlink(missing_ok=True)
+            raise TunnelError(
+                f"{self.path / name} cannot be written: {exc.strerror}; check that the disk has room and is writable"
+            ) from exc
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Alone in reading, changing and writing, among threads and processes. The kernel frees it if we die."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise TunnelError(f"state directory {self.path} cannot be opened: {exc.strerror}; start again") from exc
+        try:
+            self._take_lock(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _take_lock(self, descriptor: int) -> None:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TunnelError(
+                        f"another process holds state directory {self.path}; end it (`fuser -v {self.path}`), try again"
+                    ) from None
+                time.sleep(0.01)
+            except OSError:
+                return None  # a file system without locks: replacing whole files still keeps each of them readable
+
+    def _damaged(self, name: str, problem: str, remedy: str) -> TunnelError:
+        return TunnelError(f"{self.path / name} is damaged: {problem}; {remedy}")
+
+
+def _random_token() -> str:
+    return "tt_" + urlsafe_b64encode(secrets.token_bytes(TOKEN_BYTES)).rstrip(b"=").decode("ascii")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    body = dict(pairs)
+    if len(body) != len(pairs):
+        raise ValueError("a key stands twice")
+    return body
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # a container's number without a name
+        return str(uid)
