@@ -58,6 +58,7 @@ class ServerConfig:
     clients: tuple[Grant, ...] = ()
     bind_retry: RetryPolicy = RetryPolicy()
     admin: HostPort | None = None
+    admin_required: bool = True  # False: the default address, which nobody asked for; taken, it costs a warning only
     limits: Limits = Limits()
 
 

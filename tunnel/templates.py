@@ -1,0 +1,117 @@
+"""The files that `trio-tunnel init` writes. Lines that begin with ``#`` and no space are settings with their defaults,
+or examples, to be uncommented; `check` accepts the text as it is."""
+
+from typing import Literal
+
+
+def init_text(kind: Literal["server", "client"]) -> str:
+    """A config file to begin with, explained."""
+    return _SERVER if kind == "server" else _CLIENT
+
+
+_SERVER = """\
+# trio-tunnel server: trio-tunnel serve -c server.toml
+# After a change: trio-tunnel check server.toml
+# Relative paths start at the directory of this file. Times are in seconds.
+
+bind_addr = "0.0.0.0"  # where clients connect to; "::" for IPv6
+bind_port = 8443
+
+# Certificate, key and admin token made by the server itself live here.
+#state_dir = "/var/lib/trio-tunnel"
+
+# Without a certificate of your own the server makes one, and clients trust it by its pin.
+#[tls]
+#cert_file = "cert.pem"
+#key_file = "key.pem"
+
+# One entry for each client. `trio-tunnel token new home` prints the token, once, and the line to put here.
+#[[clients]]
+#name = "home"
+#token_sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+#allow_ports = ["8000-8999", "9443"]  # without it, none
+#allow_addrs = ["0.0.0.0"]  # public addresses it may use; without it, any
+#allow_names = ["web", "ssh"]  # names its proxies may have; without it, any
+#max_proxies = 1000
+#max_visitors = 500  # at the same time; without it, what the server's own limits leave
+
+# How a proxy's public port is tried again while somebody else has it: after 2, 4, 8, 16, 32, 60, 60, … seconds.
+[bind_retry]
+initial_delay = 2
+factor = 2
+max_delay = 60
+max_retries = 10
+jitter = 0  # share of each wait, 0 to 1, that chance may take away
+
+# Status page, metrics and `trio-tunnel status`.
+[admin]
+listen = "127.0.0.1:8480"  # "off" for none
+
+# Bounds of the whole process.
+#[limits]
+#max_visitors = 10000  # without it, as many as the descriptor limit allows
+#max_visitors_per_proxy = 1000  # without it, as many as max_visitors allows
+#buffer_budget = 268435456  # bytes
+#handshake_seconds = 10
+#head_seconds = 5
+#login_seconds = 10
+#ticket_seconds = 10
+#channel_wait_seconds = 10  # a visitor waits this long for a data channel
+#half_closed_seconds = 900  # a stream closed on one side, and silent
+#drain_seconds = 30  # for those inside, when the server stops
+#heartbeat_seconds = 10  # two misses and the client is gone
+"""
+
+_CLIENT = """\
+# trio-tunnel client: trio-tunnel connect -c client.toml
+# After a change: trio-tunnel check client.toml
+# Relative paths start at the directory of this file. Times are in seconds.
+
+server = "tunnel.example.com:8443"
+
+# The token, alone in a file that only you can read: (umask 077; cat > home.token)
+# Without this line it is taken from the environment, TRIO_TUNNEL_TOKEN.
+token_file = "home.token"
+
+# Whom to trust: the server's pin, as `trio-tunnel serve` prints it, or a CA's certificate. With both, both must hold;
+# with neither, the system's CAs decide.
+#pin = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+#ca_file = "ca.pem"
+
+#data_channels = 2  # connections kept open for visitors' bytes
+#state_dir = "/var/lib/trio-tunnel"
+
+# One entry for each service.
+[[proxies]]
+name = "web"
+publish_addr = "0.0.0.0"  # at the server; numeric
+publish_port = 8001  # 0: the server chooses, tells, and keeps it for this name
+target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"; targets = [...] for several, the first that answers
+
+# The service counts as healthy only while its target answers.
+#[proxies.health_check]
+#type = "http"  # or "tcp", "tls"
+#path = "/healthz"
+#expect_status = [200, 204]
+#host = "www.example.com"
+#interval = 5
+#timeout = 3
+#rise = 1  # good answers in a row until it is up
+#fall = 2  # bad ones until it is down
+
+# How the server tries again while the public port is taken; without it, as the server is set.
+#[proxies.bind_retry]
+#initial_delay = 2
+#factor = 2
+#max_delay = 60
+#max_retries = 3
+#jitter = 0
+
+# Status page, metrics and `trio-tunnel status` of the client; none unless asked for.
+#[admin]
+#listen = "127.0.0.1:8480"
+
+#[limits]
+#dial_seconds = 10  # to a target
+#drain_seconds = 30
+"""
