@@ -1,5 +1,8 @@
 """The exception tree: one class for each thing a caller does differently."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from attrs import frozen
 
 
@@ -64,3 +67,17 @@ class PeerLost(TunnelError):
     def __init__(self, message: str, *, answered: bool = False) -> None:
         super().__init__(message)
         self.answered = answered
+
+
+@asynccontextmanager
+async def unwrapped() -> AsyncIterator[None]:
+    """What the body raised, without the groups that nurseries inside put around a single cause."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        cause: BaseException = group
+        while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+            cause = cause.exceptions[0]
+        if isinstance(cause, Exception) and not isinstance(cause, BaseExceptionGroup):
+            raise cause from cause.__cause__
+        raise

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from attrs import define, field, frozen
 
@@ -51,14 +51,19 @@ _SECRETS = re.compile(
 
 
 @contextmanager
-def configure(verbosity: int = 0, format: Format = "text", *, descriptor: int | None = None) -> Iterator[None]:
+def configure(
+    verbosity: int = 0, format: Format = "text", *, descriptor: int | None = None, stream: "LogStream | None" = None
+) -> Iterator[None]:
     """Sends all logging to standard error (or `descriptor`) while the body runs, then flushes for a second at most.
+
+    A `stream` takes the lines instead: a table on the terminal shows them above itself.
 
     `verbosity` 0 shows `tunnel` from info and others from warning, 1 `tunnel` from debug, 2 everything.
     """
-    sink = _Sink(_duplicate(descriptor))
+    sink = _Sink(_duplicate(descriptor)) if stream is None else _StreamSink(stream)
     handler = _Handler()
-    render = _json_line if format == "json" else _TextLine(stamped=not _is_journal(sink.descriptor)).render
+    stamped = isinstance(sink, _StreamSink) or not _is_journal(sink.descriptor)
+    render = _json_line if format == "json" else _TextLine(stamped=stamped).render
     writer = threading.Thread(target=_write_all, args=(handler, sink, render), name="log writer", daemon=True)
     root, ours = logging.getLogger(), logging.getLogger("tunnel")
     levels = root.level, ours.level
@@ -264,7 +269,7 @@ def _json_line(line: _Line) -> str:
 # In the writer: lines reach the descriptor, or are counted.
 
 
-def _write_all(handler: _Handler, sink: "_Sink", render: Callable[[_Line], str]) -> None:
+def _write_all(handler: _Handler, sink: "_Sink | _StreamSink", render: Callable[[_Line], str]) -> None:
     told, told_at = 0, -math.inf
     ended = False
     while not ended:
@@ -338,6 +343,28 @@ class _Sink:
 
     def close(self) -> None:
         os.close(self.descriptor)
+
+
+class LogStream(Protocol):
+    """Takes text from any thread, at once."""
+
+    def write(self, text: str, /) -> object: ...
+
+
+class _StreamSink:
+    """Hands lines to a stream that never waits."""
+
+    def __init__(self, stream: LogStream) -> None:
+        self._stream = stream
+        self.lost = 0
+        self.works = True
+
+    def write(self, lines: list[str]) -> None:
+        for line in lines:
+            self._stream.write(line + "\n")
+
+    def close(self) -> None:
+        """Not ours to close."""
 
 
 def _duplicate(descriptor: int | None) -> int:

@@ -1,8 +1,9 @@
 """The words on the control channel: JSON objects with a `type`, structured strictly, versioned by `Hello`.
 
     client                                        server
-      │ GET /control  Authorization: Bearer TOKEN    │   TLS, then the WebSocket upgrade; 401/403/409 refuse here
-      │ Hello(version, instance, epoch) ───────────▶ │
+      │ GET /control  Authorization: Bearer TOKEN    │   TLS, then the WebSocket upgrade; 401/409 refuse here
+      │   Trio-Tunnel-Instance, Trio-Tunnel-Epoch    │
+      │ Hello(version) ────────────────────────────▶ │
       │ ◀─────────── Welcome(session, client, tickets) │
       │ ProxySet(version, proxies) ────────────────▶ │   again whenever the set changes
       │ ◀──────────── ProxyStatusUpdate(seq, …) each change; a snapshot of all after a reconnect
@@ -98,9 +99,9 @@ class ProxySpec:
 
 @frozen
 class Hello:
+    """The instance (one per client process) and epoch (its session counter) stand in the upgrade's head already."""
+
     version: int
-    instance: str  # 32 hexadecimal digits, one per client process
-    epoch: int  # the client's session counter
     software: str = ""
 
 
@@ -143,6 +144,7 @@ class TargetHealth:
     proxy_name: str
     healthy: bool
     error_message: str | None = None
+    retry_after_seconds: int | None = None  # until the next check
 
 
 @frozen

@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import trio
 from attrs import frozen
@@ -277,7 +278,12 @@ class TlsStream(trio.abc.Stream):
 LINGER_RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger {on, 0 s}: close() sends RST
 
 
-def reset(sock: socket.socket) -> None:
+class Resettable(Protocol):
+    def setsockopt(self, level: int, option: int, value: bytes, /) -> None: ...
+    def close(self) -> None: ...
+
+
+def reset(sock: Resettable) -> None:
     """Close `sock` so that its peer sees a reset, never a clean end."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)

@@ -1,0 +1,5 @@
+"""`python -m tunnel` is `trio-tunnel`."""
+
+from tunnel.cli import main
+
+main()

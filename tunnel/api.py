@@ -1,0 +1,95 @@
+"""The Python API: `serve` and `connect`, each living in the caller's own nursery and cancelled with it.
+
+The command line is written on these two.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from tunnel.admin import AdminSource, bind_admin, serve_admin
+from tunnel.addresses import HostPort
+from tunnel.client.app import Client, open_client
+from tunnel.config import ClientConfig, ServerConfig
+from tunnel.errors import unwrapped
+from tunnel.server.app import Server, open_server
+from tunnel.snapshot import Snapshot
+from tunnel.state import StateDir, hash_token
+
+__all__ = ["Client", "Server", "connect", "hash_token", "run_client", "serve"]
+
+
+async def serve(
+    config: ServerConfig,
+    *,
+    drain: trio.Event | None = None,
+    linger: bool = False,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a server until cancelled, or until `drain` is set and the visitors inside are done.
+
+    `started` gives the `Server` once it can be used: ``server = await nursery.start(tunnel.serve, config)``. Raises
+    `TunnelError` when it cannot start. Cancelled, it cuts everything at once. `linger` is for a process that is nothing
+    but this server (see `Engine`).
+    """
+    async with unwrapped(), open_server(config, linger=linger) as server, trio.open_nursery() as side:
+        await _start_admin(side, config.admin, config.admin_required, server, _admin_token(config))
+        task_status.started(server)
+        await (drain or trio.Event()).wait()
+        await server.drain(config.limits.drain_seconds)
+        side.cancel_scope.cancel(reason="the server has drained")
+
+
+@asynccontextmanager
+async def connect(config: ClientConfig) -> AsyncIterator[Client]:
+    """A client that connects, and reconnects for ever, while the body runs; see `Client` for what it tells.
+
+    Raises `TunnelError` when the configuration cannot be used. Leaving the body ends the session at once.
+    """
+    async with unwrapped(), open_client(config) as client, trio.open_nursery() as side:
+        side.start_soon(client.run, name="client")
+        yield client
+        side.cancel_scope.cancel(reason="the client is closing")
+
+
+async def run_client(
+    config: ClientConfig,
+    *,
+    once: bool = False,
+    drain: trio.Event | None = None,
+    linger: bool = False,
+    task_status: trio.TaskStatus[Client] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """`connect` as a task: runs until cancelled, or `drain` is set; with `once` raises why the one session ended."""
+    async with unwrapped(), open_client(config, linger=linger) as client, trio.open_nursery() as side:
+        await _start_admin(side, config.admin, True, client, _admin_token(config))
+        task_status.started(client)
+        side.start_soon(_run_once_or_ever, client, once, side.cancel_scope)
+        await (drain or trio.Event()).wait()
+        await client.drain(config.limits.drain_seconds)
+        side.cancel_scope.cancel(reason="the client has drained")
+
+
+async def _run_once_or_ever(client: Client, once: bool, scope: trio.CancelScope) -> None:
+    await client.run(once=once)
+    scope.cancel()
+
+
+async def _start_admin(
+    side: trio.Nursery, where: HostPort | None, required: bool, source: Server | Client, token: str
+) -> None:
+    if where is None:
+        return
+    listeners = await bind_admin(where, asked_for=required)
+    snapshot: Callable[[], Snapshot] = source.snapshot
+    extra: Callable[[], dict[str, Any]] = dict
+    site = AdminSource(snapshot, source.is_ready, source.retry, token, extra, where.host)
+    await side.start(lambda task_status: serve_admin(listeners, source=site, task_status=task_status))
+
+
+def _admin_token(config: ServerConfig | ClientConfig) -> str:
+    if config.admin is None or config.state_dir is None:
+        return ""  # no writes
+    return StateDir.open(config.state_dir).admin_token()

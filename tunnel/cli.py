@@ -1,0 +1,275 @@
+"""The command line: parses, calls, prints. Exit codes: 0 done, 1 failed, 2 usage or config, 3 refused, 130 second signal."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from tunnel.errors import ConfigError, Refused, TunnelError
+from tunnel.version import __version__
+
+FAILED, USAGE, REFUSED = 1, 2, 3
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  a name, no secret
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+config_option = click.option("-c", "--config", type=FILE, help="Configuration file (TOML); see `trio-tunnel init`.")
+state_option = click.option("--state-dir", type=FOLDER, help="Where keys, tokens and chosen ports are kept.")
+verbose_option = click.option("-v", "--verbose", count=True, help="Log more; -vv also what libraries log.")
+format_option = click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+def main() -> NoReturn:
+    """Run a command; errors become a message with the next step, and an exit code."""
+    try:
+        code = cli.main(prog_name="trio-tunnel", standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        code = exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except ConfigError as exc:
+        click.echo(str(exc), err=True)
+        code = USAGE
+    except TunnelError as exc:
+        click.echo(f"trio-tunnel: {exc}", err=True)
+        code = REFUSED if isinstance(exc, Refused) and exc.trust else FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
+        code = FAILED
+    sys.exit(code)
+
+
+def _version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        import platform
+        import ssl
+
+        click.echo(f"trio-tunnel {__version__} (Python {platform.python_version()}, {ssl.OPENSSL_VERSION})")
+        context.exit()
+
+
+@click.group(context_settings=SETTINGS)
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show it and exit.")
+def cli() -> None:
+    """A reverse tunnel: publish services behind NAT on a public host, and know at every moment whether each can be
+    reached, and why not.
+
+    On the public host:    trio-tunnel serve
+
+    Beside the service:    paste the line that `serve` prints, and append  -p web=8001:127.0.0.1:8080
+    """
+
+
+@cli.command(context_settings=SETTINGS)
+@config_option
+@click.option("--listen", metavar="HOST:PORT", help="Where clients connect.  [default: 0.0.0.0:8443]")
+@click.option("--admin", metavar="HOST:PORT", help="Admin address, or off.  [default: 127.0.0.1:8480]")
+@click.option("--public-host", metavar="HOST", help="How clients reach this host, for the line that is printed.")
+@state_option
+@format_option
+@verbose_option
+def serve(
+    config: Path | None, listen: str | None, admin: str | None, public_host: str | None,
+    state_dir: Path | None, log_format: Any, verbose: int,
+) -> None:  # fmt: skip
+    """Run the server.
+
+    Without a config it makes a key, a certificate and a token on first start, and prints one line to paste beside the
+    service. Example:
+
+        trio-tunnel serve --public-host tunnel.example.com
+    """
+    from tunnel.commands import run_serve
+    from tunnel.config_file import ServerOptions, load_server
+
+    loaded = load_server(config, ServerOptions(listen, admin, state_dir))
+    sys.exit(run_serve(loaded, introduce=config is None, public_host=public_host, log_format=log_format, verbose=verbose))
+
+
+@cli.command(context_settings=SETTINGS)
+@click.argument("server", required=False)
+@config_option
+@click.option("-p", "--proxy", "proxies", multiple=True, metavar="NAME=PUBLISH:TARGET", help="Publish this; repeatable.")
+@click.option("--token-file", type=FILE, help=f"File with the token (else {TOKEN_VARIABLE}).")
+@click.option("--pin", metavar="sha256:HEX", help="The server's key, as `serve` prints it.")
+@click.option("--admin", metavar="HOST:PORT", help="Open an admin address for `trio-tunnel status`.")
+@click.option("--once", is_flag=True, help="One session; exit when it ends instead of reconnecting.")
+@click.option("--json", "as_json", is_flag=True, help="Write each status update as one JSON line.")
+@state_option
+@format_option
+@verbose_option
+def connect(
+    server: str | None, config: Path | None, proxies: tuple[str, ...], token_file: Path | None, pin: str | None,
+    admin: str | None, once: bool, as_json: bool, state_dir: Path | None, log_format: Any, verbose: int,
+) -> None:  # fmt: skip
+    """Connect to SERVER and publish services there.
+
+    PUBLISH is PORT, ADDR:PORT or 0 (the server chooses); TARGET is PORT, HOST:PORT, tls://HOST:PORT or unix:/path.
+    Example:
+
+        trio-tunnel connect tunnel.example.com --pin sha256:… -p web=8001:8080 -p ssh=8022:22
+    """
+    from attrs import evolve
+
+    from tunnel.commands import run_connect
+    from tunnel.config_file import ClientOptions, load_client
+
+    options = ClientOptions(server, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE))
+    loaded = load_client(config, options)
+    if state_dir is not None:
+        loaded = evolve(loaded, state_dir=state_dir)
+    sys.exit(run_connect(loaded, once=once, as_json=as_json, log_format=log_format, verbose=verbose))
+
+
+@cli.command(context_settings=SETTINGS)
+@click.option("--check", is_flag=True, help="Try it all, print each step, and exit.")
+@verbose_option
+def demo(check: bool, verbose: int) -> None:
+    """A server, a sample web service and a client in one process, to see what this is for.
+
+    One proxy works; a second one's port is taken on purpose, so that you see it being retried. Ctrl-C ends it.
+    """
+    from tunnel.demo import run_demo
+
+    sys.exit(run_demo(check=check, verbose=verbose))
+
+
+@cli.command(context_settings=SETTINGS)
+@json_option
+@click.option("--watch", "watching", is_flag=True, help="Keep showing it, once a second.")
+@click.option("--admin", metavar="HOST:PORT", default="127.0.0.1:8480", show_default=True)
+def status(as_json: bool, watching: bool, admin: str) -> None:
+    """Sessions, proxies and their states, of a running server or client."""
+    import json
+    from functools import partial
+
+    from tunnel.status import fetch_stats, print_status, watch
+
+    where = _admin_address(admin)
+    if watching and not as_json:
+        watch(partial(fetch_stats, where), sys.stdout)
+    elif as_json:
+        click.echo(json.dumps(fetch_stats(where), indent=2))
+    else:
+        print_status(fetch_stats(where), sys.stdout)
+
+
+@cli.command(context_settings=SETTINGS)
+@click.argument("name")
+@click.option("--admin", metavar="HOST:PORT", default="127.0.0.1:8480", show_default=True)
+@state_option
+def retry(name: str, admin: str, state_dir: Path | None) -> None:
+    """Start the bind retry of proxy NAME (or CLIENT/NAME) afresh; its siblings are not touched."""
+    from tunnel.state import StateDir, default_state_dir
+    from tunnel.status import request_retry
+
+    token = StateDir.open(state_dir or default_state_dir()).admin_token()
+    restarted = request_retry(_admin_address(admin), name, token)
+    click.echo("".join(f"{one}: starts afresh\n" for one in restarted) or f"{name} is listening; nothing to retry\n", nl=False)
+
+
+@cli.command(context_settings=SETTINGS)
+@click.argument("file", type=FILE)
+@click.option("--as", "kind", type=click.Choice(["server", "client"]), help="Which kind of file it is.")
+@json_option
+def check(file: Path, kind: Any, as_json: bool) -> None:
+    """Report every mistake of a configuration file at once; exit code 2 if there are any."""
+    from tunnel.config_file import check_file
+
+    report = check_file(file, kind)
+    if as_json:
+        _print_report(report)
+    else:
+        for warning in report.warnings:
+            click.echo(f"warning: {warning}")
+        for mistake in report.mistakes:
+            click.echo(str(mistake))
+        if not report.mistakes:
+            click.echo(f"{file}: good, as a {report.kind}'s configuration")
+    sys.exit(USAGE if report.mistakes else 0)
+
+
+def _print_report(report: Any) -> None:
+    import json
+
+    from attrs import asdict
+
+    body = {"valid": not report.mistakes, **asdict(report)}
+    click.echo(json.dumps(body, indent=2))
+
+
+@cli.command(context_settings=SETTINGS)
+@click.argument("kind", type=click.Choice(["server", "client"]))
+@click.option("-o", "--output", type=FILE, help="Write to this file (never over one that exists).")
+def init(kind: Any, output: Path | None) -> None:
+    """Print a commented configuration file to start from.
+
+    Example:  trio-tunnel init client -o client.toml
+    """
+    from tunnel.templates import init_text
+
+    if output is None:
+        click.echo(init_text(kind), nl=False)
+        return
+    try:
+        with output.open("x") as file:
+            file.write(init_text(kind))
+    except OSError as exc:
+        raise TunnelError(f"cannot write {output}: {exc.strerror}; choose another name, or remove it first") from exc
+    click.echo(f"wrote {output}; edit it, then: trio-tunnel check {output}")
+
+
+@cli.group(context_settings=SETTINGS)
+def token() -> None:
+    """Make and revoke the tokens that clients log in with."""
+
+
+@token.command("new", context_settings=SETTINGS)
+@click.argument("name")
+@state_option
+def token_new(name: str, state_dir: Path | None) -> None:
+    """Make a token for a new client NAME; it is shown once, and kept only as its SHA-256."""
+    secret = _with_state(state_dir, lambda state: state.new_token(name))
+    click.echo(secret)
+    click.echo(f"the token of client '{name}', shown this once; the running server knows it already", err=True)
+
+
+@token.command("revoke", context_settings=SETTINGS)
+@click.argument("name")
+@state_option
+def token_revoke(name: str, state_dir: Path | None) -> None:
+    """Forget the token of client NAME: it cannot log in any more."""
+    _with_state(state_dir, lambda state: state.revoke_token(name))
+    click.echo(f"the token of client '{name}' is revoked")
+
+
+@token.command("list", context_settings=SETTINGS)
+@state_option
+def token_list(state_dir: Path | None) -> None:
+    """Names of the clients that have a token in the state directory."""
+    for grant in _with_state(state_dir, lambda state: state.grants()):
+        click.echo(grant.name)
+
+
+def _with_state(state_dir: Path | None, act: Callable[[Any], Any]) -> Any:
+    from tunnel.state import StateDir, default_state_dir
+
+    try:
+        return act(StateDir.open(state_dir or default_state_dir()))
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
+
+
+def _admin_address(text: str) -> Any:
+    from tunnel.addresses import parse_host_port
+
+    try:
+        return parse_host_port(text, default_port=8480)
+    except ValueError as exc:
+        raise click.UsageError(f"--admin: {exc}") from exc

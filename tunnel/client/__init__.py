@@ -1,0 +1,1 @@
+"""`trio-tunnel connect`: the session, its data channels, and the targets only this side knows."""

@@ -1,0 +1,260 @@
+"""`connect`: the root of a client, its reconnect loop and its board of statuses."""
+
+import logging
+import math
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import trio
+from attrs import evolve, frozen
+
+from tunnel.backoff import RECONNECT, RECONNECT_REFUSED
+from tunnel.client.dialer import make_dialer, reach
+from tunnel.client.session import ClientSession, Identity
+from tunnel.client.targets import RouteTable
+from tunnel.config import ClientConfig
+from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
+from tunnel.limits import visitor_bound
+from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Status, Welcome
+from tunnel.relay import Engine
+from tunnel.snapshot import EventStream, ProxyView, SessionView, Snapshot, utc_now
+from tunnel.version import __version__
+
+log = logging.getLogger(__name__)
+
+STEADY_SECONDS = 60.0  # a session that lasted so long resets the reconnect counters (design §5)
+
+
+@frozen
+class Connection:
+    """Where the client stands: `state` is ``connecting``, ``connected`` or ``lost``; `detail` the client's name or why."""
+
+    state: str
+    detail: str = ""
+    retry_in: float | None = None
+
+
+class Client:
+    """A running client, as `connect` yields it. Use it from the task that opened it or its children."""
+
+    def __init__(self, config: ClientConfig, *, linger: bool = False) -> None:
+        self.config = config
+        self.events = EventStream()
+        self.connection = Connection("connecting")
+        self.statuses: dict[str, ProxyStatusUpdate] = {}  # the newest of each proxy
+        self.engine = Engine(visitor_bound(config.limits), linger=linger)
+        self._dialer = make_dialer(config)
+        self._routes = RouteTable(config.proxies, dial_seconds=config.limits.dial_seconds)
+        self._instance = secrets.token_hex(16)
+        self._epoch = 0
+        self._session: ClientSession | None = None
+        self._since = utc_now()
+        self._name = ""
+        self._retry_at: dict[str, float] = {}
+        self._changed = trio.Event()
+        for proxy in config.proxies:
+            self._post(_own_status(proxy.name, proxy.publish.host, proxy.publish.port, Reason.CONNECTING, "not connected yet"))
+
+    # Lifetime
+
+    async def run(self, *, once: bool = False) -> None:
+        """Connect, and reconnect for ever. With `once`, raise why the first session ended or was not had."""
+        delays, refused_delays = RECONNECT.delays(), RECONNECT_REFUSED.delays()
+        at_once = True
+        while True:
+            began = trio.current_time()
+            self._move("connecting", self.connection.detail)
+            try:
+                await self._one_session(once=once)
+                at_once = True
+                if once:
+                    raise PeerLost("the session ended")
+                continue
+            except Refused as exc:
+                if once:
+                    raise
+                delay = next(refused_delays) if exc.trust else next(delays)
+                self._lose(exc, delay)
+            except (PeerLost, RemoteProtocolError) as exc:
+                if once:
+                    raise
+                if trio.current_time() - began > STEADY_SECONDS:
+                    delays, refused_delays, at_once = RECONNECT.delays(), RECONNECT_REFUSED.delays(), True
+                delay = 0.0 if at_once else next(delays)
+                at_once = False
+                self._lose(exc, delay)
+            await trio.sleep(delay)
+
+    async def _one_session(self, *, once: bool) -> None:
+        """Returns after a goodbye that means: come back."""
+        stream = await reach(self._dialer.dial, failed=self._unanswered, once=once)
+        self._epoch += 1
+        identity = Identity(self.config.token, self._instance, self._epoch)
+        self._session = ClientSession(
+            self.config, dialer=self._dialer, engine=self.engine, routes=self._routes,
+            connected=self._welcomed, heard=self._post,
+        )  # fmt: skip
+        try:
+            goodbye = await self._session.run(stream, identity)
+        finally:
+            self._session = None
+        self._part(goodbye)
+
+    def _part(self, goodbye: Goodbye) -> None:
+        word = goodbye.message or goodbye.reason.value
+        match goodbye.reason:
+            case Farewell.DRAINING | Farewell.STOPPING:
+                self._lose(PeerLost("the server is stopping"), 0.0)
+            case Farewell.REPLACED:
+                raise Refused("identity_held", f"another client took over: {word}", trust=True)
+            case Farewell.REVOKED:
+                raise Refused("token_refused", f"the token was revoked: {word}", trust=True)
+            case Farewell.VERSION_UNSUPPORTED:
+                raise Refused("version_unsupported", word, trust=True)
+            case Farewell.PROTOCOL_ERROR:
+                raise RemoteProtocolError(f"the server ended the session: {word}")
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Stop gracefully: say goodbye once the visitors inside are done, at most so long."""
+        session = self._session
+        if session is None or self.connection.state != "connected":
+            return
+        session.withdraw()
+        with trio.move_on_after(grace_seconds):
+            while session.relay.streams:
+                await trio.sleep(0.05)
+        await session.say_goodbye()
+
+    # What happened
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        self._name, self._since = welcome.client, utc_now()
+        log.debug("connected to %s as '%s'", self.config.server, welcome.client)
+        self._move("connected", welcome.client)
+
+    def _unanswered(self, problem: PeerLost) -> None:
+        if self.connection.detail != str(problem):
+            log.warning("%s; trying on", problem)
+        self._move("connecting", str(problem))
+
+    def _lose(self, why: TunnelError, delay: float) -> None:
+        log.warning("no session: %s%s", why, f"; trying again in {delay:.0f} s" if delay >= 1 else "")
+        self._move("lost", str(why), delay)
+        for status in list(self.statuses.values()):
+            reason = Reason.CONNECTING if status.reason is Reason.CONNECTING else Reason.SESSION_LOST
+            lost = _own_status(status.proxy_name, status.publish_addr, status.publish_port, reason, str(why))
+            since = status.since if status.status is Status.UNHEALTHY else lost.since
+            self._post(evolve(lost, seq=status.seq, retry_after_seconds=math.ceil(delay), since=since))
+
+    def _move(self, state: str, detail: str = "", retry_in: float | None = None) -> None:
+        self.connection = Connection(state, detail, retry_in)
+        self.events.publish(f"session.{state}", client=self._name, detail=detail, retry_in=retry_in)
+        self._notify()
+
+    def _post(self, update: ProxyStatusUpdate) -> None:
+        if update.proxy_name not in self._routes.routes:
+            return  # of a proxy that we do not publish (any more)
+        before = self.statuses.get(update.proxy_name)
+        self.statuses[update.proxy_name] = update
+        self._retry_at.pop(update.proxy_name, None)
+        if update.retry_after_seconds is not None:
+            self._retry_at[update.proxy_name] = trio.current_time() + update.retry_after_seconds
+        if before is None or (before.status, before.error_message, before.attempt) != (
+            update.status, update.error_message, update.attempt,
+        ):  # fmt: skip
+            log.debug("proxy '%s' is %s%s", update.proxy_name, update.status, _because(update))
+        self.events.publish(
+            "proxy.status", client=self._name, proxy=update.proxy_name, update=update,
+        )  # fmt: skip
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # Seeing and steering
+
+    async def follow(self) -> AsyncIterator[ProxyStatusUpdate]:
+        """Every proxy's newest status, then each change; a slow reader gets the newest of each, not a queue."""
+        shown: dict[str, ProxyStatusUpdate] = {}
+        while True:
+            changed = self._changed  # before the look: a change after this line sets *this* event
+            for name, update in list(self.statuses.items()):
+                if shown.get(name) is not update:
+                    shown[name] = update
+                    yield update
+            await changed.wait()
+
+    async def wait_healthy(self, *names: str) -> None:
+        """Until the named proxies (all, if none is named) are healthy. The caller holds the deadline."""
+        wanted = names or tuple(self._routes.routes)
+        while not all(name in self.statuses and self.statuses[name].status is Status.HEALTHY for name in wanted):
+            await self._changed.wait()
+
+    def is_ready(self) -> bool:
+        """Whether visitors can be served: the session is up."""
+        return self.connection.state == "connected"
+
+    def retry(self, name: str) -> list[str]:
+        """Ask the server to start a proxy's bind retry afresh. `LookupError` for a name we do not publish."""
+        name = name.rpartition("/")[2]
+        if name not in self._routes.routes:
+            raise LookupError(f"no proxy is named {name!r}")
+        if self._session is None:
+            raise ValueError("there is no session; it starts afresh with the next one anyway")
+        self._session.retry(name)
+        return [name]
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot("client", __version__, (SessionView(self._name, self._since, tuple(self._views())),))
+
+    def _views(self) -> Iterator[ProxyView]:
+        for name, route in self._routes.routes.items():
+            update, tally = self.statuses[name], route.tally
+            retry_at = self._retry_at.get(name)
+            yield ProxyView(
+                name=name,
+                status=update.status,
+                reason=update.reason,
+                error_message=update.error_message,
+                retry_after_seconds=None if retry_at is None else max(0, math.ceil(retry_at - trio.current_time())),
+                attempt=update.attempt,
+                max_retries=update.max_retries,
+                publish_addr=update.publish_addr,
+                publish_port=update.publish_port,
+                target=", ".join(map(str, route.config.targets)),
+                visitors=tally.visitors,
+                visitors_total=tally.visitors_total,
+                bytes_in=tally.written,
+                bytes_out=tally.read,
+                since=update.since,
+                refused=dict(tally.refused),
+            )
+
+
+def _because(update: ProxyStatusUpdate) -> str:
+    if update.status is Status.HEALTHY:
+        return f" at {update.publish_addr}:{update.publish_port}"
+    return f" ({update.reason}): {update.error_message}"
+
+
+def _own_status(name: str, addr: str, port: int, reason: Reason, message: str) -> ProxyStatusUpdate:
+    """A status the client gives itself while no server can."""
+    return ProxyStatusUpdate(
+        proxy_name=name, status=Status.UNHEALTHY, error_message=message, retry_after_seconds=None, seq=0,
+        reason=reason, attempt=0, max_retries=None, publish_addr=addr, publish_port=port, since=utc_now(),
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def open_client(config: ClientConfig, *, linger: bool = False) -> AsyncIterator[Client]:
+    """Run a client inside the caller's task until the body ends or is cancelled; its reconnect loop is `Client.run`.
+
+    Raises `TunnelError` when the configuration cannot be used (a CA file that cannot be read).
+    """
+    client = Client(config, linger=linger)
+    async with trio.open_nursery() as root:
+        await root.start(client.engine.run, name="relay")
+        yield client
+        root.cancel_scope.cancel(reason="the client is closing")

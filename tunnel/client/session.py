@@ -1,0 +1,241 @@
+"""One session at the client: the control channel's nursery, its data channels, and what the server says meanwhile.
+
+`run` ends when the session does, and raises why: `PeerLost`, `Refused`, `RemoteProtocolError`, or returns the server's
+`Goodbye`. By then all that belonged to the session is gone: streams, channels, dials, checks.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import trio
+from attrs import frozen
+
+from tunnel.client.channels import Tickets, keep_channel
+from tunnel.client.dialer import Dialer
+from tunnel.client.health import watch_target
+from tunnel.client.targets import RouteTable
+from tunnel.config import ClientConfig
+from tunnel.control import ControlChannel, open_client_control
+from tunnel.errors import PeerLost, Refused, RemoteProtocolError
+from tunnel.messages import (
+    PROTOCOL_VERSION,
+    Farewell,
+    Goodbye,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    Message,
+    ProxyStatusUpdate,
+    RetryProxy,
+    TargetHealth,
+    TicketRequest,
+    Tickets as TicketsMessage,
+    Welcome,
+)
+from tunnel.protocol import HEARD_BY_CLIENT, Law
+from tunnel.relay import Engine
+from tunnel.tls import TlsStream
+from tunnel.version import __version__
+
+log = logging.getLogger(__name__)
+
+WELCOME_SECONDS = 10.0
+WRITE_SECONDS = 30.0  # for one message; a server that does not read for so long is gone
+MAX_OUTBOX = 4096  # messages waiting: health of a thousand proxies, a few times over
+HEARTBEAT_SECONDS = (0.05, 60.0)  # what we let a server ask of us
+
+
+@frozen
+class Identity:
+    """Who we are to the server: the secret, this process, and which of its sessions this is."""
+
+    token: str
+    instance: str
+    epoch: int
+
+    def headers(self) -> dict[str, str]:
+        return {
+            "Authorization": f"Bearer {self.token}",
+            "Trio-Tunnel-Instance": self.instance,
+            "Trio-Tunnel-Epoch": str(self.epoch),
+        }
+
+
+class ClientSession:
+    """`connected` is called with the server's Welcome, `heard` with each status, in order."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        *,
+        dialer: Dialer,
+        engine: Engine,
+        routes: RouteTable,
+        connected: Callable[[Welcome], None],
+        heard: Callable[[ProxyStatusUpdate], None],
+    ) -> None:
+        self._config = config
+        self._dialer = dialer
+        self._engine = engine
+        self._routes = routes
+        self._connected = connected
+        self._heard = heard
+        self._control: ControlChannel  # from `run` on
+        self._law = Law(HEARD_BY_CLIENT)
+        self._outbox: deque[Message] = deque()
+        self._wake = trio.Event()
+        self._last_heard = 0.0
+        self._beats = 0
+        self._tickets: Tickets | None = None
+        self.relay = engine.attach(route=routes.find)
+
+    async def run(self, stream: TlsStream, identity: Identity) -> Goodbye:
+        """Be in session over `stream` until it ends; closes the stream."""
+        try:
+            async with open_client_control(
+                stream, host=str(self._config.server), path="/control", headers=identity.headers()
+            ) as self._control:
+                with self.relay:
+                    return await self._serve()
+        except BaseExceptionGroup as group:
+            raise _only_cause(group) from group
+
+    async def _serve(self) -> Goodbye:
+        await self._control.send(Hello(PROTOCOL_VERSION, __version__))
+        with trio.move_on_after(WELCOME_SECONDS) as waiting:
+            welcome = await self._receive()
+        if waiting.cancelled_caught:
+            raise PeerLost("the server did not answer the greeting", answered=True)
+        if isinstance(welcome, Goodbye):
+            return welcome
+        assert isinstance(welcome, Welcome)
+        self._tickets = Tickets(welcome.tickets, lambda count: self.say(TicketRequest(count)))
+        self._connected(welcome)
+        async with trio.open_nursery() as nursery:
+            self._routes.use(nursery)
+            try:
+                self.say(self._routes.next_set())
+                nursery.start_soon(self._write, name="control writer")
+                nursery.start_soon(self._beat, _within(welcome.heartbeat_seconds, HEARTBEAT_SECONDS), name="heartbeat")
+                for number in range(self._config.data_channels):
+                    nursery.start_soon(keep_channel, self._dialer, self._tickets, self.relay, name=f"data channel {number}")
+                for proxy in self._config.proxies:
+                    if proxy.health_check is not None:
+                        nursery.start_soon(watch_target, proxy, self.say, name=f"health check of {proxy.name}")
+                goodbye = await self._read()
+                nursery.cancel_scope.cancel(reason="the server said goodbye")
+            finally:
+                self._routes.use(None)
+        return goodbye
+
+    # Hearing
+
+    async def _receive(self) -> Message:
+        message = await self._control.receive()
+        self._last_heard = trio.current_time()
+        self._law.heard(message)
+        return message
+
+    async def _read(self) -> Goodbye:
+        while True:
+            match await self._receive():
+                case Heartbeat(seq):
+                    self.say(HeartbeatReply(seq))
+                case HeartbeatReply():
+                    pass  # having been heard is what counts
+                case ProxyStatusUpdate() as update:
+                    self._heard(update)
+                case TicketsMessage(tickets):
+                    if self._tickets is not None:
+                        self._tickets.add(tickets)
+                case Goodbye(Farewell.DRAINING) if self.relay.streams:
+                    log.info("the server is stopping; visitors inside may finish")
+                    await self._outlast_streams()
+                    return Goodbye(Farewell.DRAINING)
+                case Goodbye() as goodbye:
+                    return goodbye
+                case other:
+                    raise RemoteProtocolError(f"{type(other).__name__} is the client's word")
+
+    async def _outlast_streams(self) -> None:
+        """The server drains: stay for the visitors inside, until they are done or the server ends it."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_end, nursery.cancel_scope)
+            while self.relay.streams:
+                await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+
+    async def _watch_end(self, scope: trio.CancelScope) -> None:
+        try:
+            while True:
+                await self._control.receive()
+                self._last_heard = trio.current_time()
+        except (PeerLost, RemoteProtocolError):
+            scope.cancel()
+
+    # Saying
+
+    def say(self, message: Message) -> None:
+        """Queue a message for the server. `PeerLost` when the server has stopped reading."""
+        if len(self._outbox) >= MAX_OUTBOX:
+            raise PeerLost("the server does not read its control channel", answered=True)
+        self._outbox.append(message)
+        self._wake.set()
+        self._wake = trio.Event()
+
+    def retry(self, name: str) -> None:
+        self.say(RetryProxy(name))
+
+    def withdraw(self) -> None:
+        """Publish nothing any more: the listeners close, visitors inside go on."""
+        self.say(self._routes.empty_set())
+
+    async def say_goodbye(self) -> None:
+        """The last word of a client that stops."""
+        with trio.move_on_after(1.0, shield=True):
+            try:
+                await self._control.send(Goodbye(Farewell.STOPPING, "the client is stopping"))
+            except PeerLost:
+                pass  # they went first
+
+    async def _write(self) -> None:
+        while True:
+            wake = self._wake  # before the look: what is added after it sets this very event
+            while self._outbox:
+                with trio.move_on_after(WRITE_SECONDS) as writing:
+                    await self._control.send(self._outbox.popleft())
+                if writing.cancelled_caught:
+                    raise PeerLost("the server does not read its control channel", answered=True)
+            await wake.wait()
+
+    async def _beat(self, seconds: float) -> None:
+        """Heartbeats; two missed ones and the server is gone."""
+        while True:
+            await trio.sleep(seconds)
+            silent = trio.current_time() - self._last_heard
+            if silent > 2 * seconds:
+                raise PeerLost(f"the server was silent for {silent:.0f} s", answered=True)
+            self._beats += 1
+            self.say(Heartbeat(self._beats))
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])
+
+
+def _only_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Why a session's nursery ended: what the peer did explains more than what followed from it."""
+    leaves: list[BaseException] = []
+    queue: list[BaseException] = [group]
+    while queue:
+        exc = queue.pop()
+        if isinstance(exc, BaseExceptionGroup):
+            queue.extend(exc.exceptions)
+        else:
+            leaves.append(exc)
+    for kind in (RemoteProtocolError, Refused, PeerLost):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0] if len(leaves) == 1 else group

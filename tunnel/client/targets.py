@@ -1,0 +1,135 @@
+"""Where streams go on the client's side. Only this config names a target; the server names a proxy by index."""
+
+import socket
+import ssl
+from collections import OrderedDict
+
+import trio
+
+from tunnel.addresses import HostPort, Target
+from tunnel.config import ProxyConfig
+from tunnel.errors import PeerLost
+from tunnel.frames import Abort
+from tunnel.messages import ProxySet, ProxySpec, Retry
+from tunnel.relay import Stream, Tally
+from tunnel.relay.tls_leg import TlsLeg
+from tunnel.sockets import dial_tcp, family_of, no_delay
+from tunnel.tls import TlsStream
+
+SETS_KEPT = 16  # versions of the proxy set an OPEN may still name: it can cross a change, hardly sixteen
+
+
+class ProxyRoute:
+    """One proxy's way to its targets. `dials` is the session's nursery for dials that have to wait."""
+
+    def __init__(self, config: ProxyConfig, *, dial_seconds: float) -> None:
+        self.config = config
+        self.tally = Tally()
+        self.dials: trio.Nursery | None = None
+        self._dial_seconds = dial_seconds
+        target = config.targets[0]
+        self._literal: tuple[int, object] | None = None
+        if len(config.targets) == 1 and target.is_literal:
+            self._literal = family_of(target.host), (target.host, target.port)
+        elif len(config.targets) == 1 and target.kind == "unix":
+            self._literal = socket.AF_UNIX, target.host
+
+    def dial(self, stream: Stream) -> None:
+        """A literal address is dialled in the relay; what must wait is a short task that ends in a connected socket."""
+        if self._literal is not None:
+            stream.dial(*self._literal)
+        elif self.dials is not None:
+            self.dials.start_soon(self._dial_slowly, stream, name=f"dial for {self.config.name}")
+        else:
+            stream.refuse(Abort.SESSION_ENDED)
+
+    async def _dial_slowly(self, stream: Stream) -> None:
+        reason = Abort.DIAL_TIMEOUT
+        with trio.move_on_after(self._dial_seconds):
+            for target in self.config.targets:
+                try:
+                    await connect_target(target, stream)
+                    return
+                except ConnectionRefusedError:
+                    reason = Abort.DIAL_REFUSED
+                except (PeerLost, OSError, trio.BrokenResourceError) as exc:
+                    refused = isinstance(exc.__cause__, OSError) and "refused" in str(exc)
+                    reason = Abort.DIAL_REFUSED if refused else Abort.DIAL_FAILED
+        stream.refuse(reason)
+        stream.session.engine.wake()
+
+
+async def connect_target(target: Target, stream: Stream) -> None:
+    """Dial `target` and hand the connection to `stream`. Raises `PeerLost` or `OSError`; the caller holds the deadline."""
+    sock = await dial_target(target)
+    if target.kind != "tls":
+        stream.connected(sock)
+        return
+    tls = TlsStream(sock, ssl.create_default_context(), server_side=False, server_hostname=target.host)
+    try:
+        await tls.do_handshake()
+        parts = tls.detach()
+    except BaseException:
+        tls.abort()
+        raise
+    leg = TlsLeg(parts, stream)
+    stream.connected(leg, leg)
+
+
+async def dial_target(target: Target) -> socket.socket:
+    """A connected, non-blocking socket to where `target` is, TLS not begun."""
+    if target.kind == "unix":
+        unix = await trio.open_unix_socket(target.host)
+        trio.lowlevel.notify_closing(unix.socket)
+        sock = socket.socket(fileno=unix.socket.detach())
+        sock.setblocking(False)
+    else:
+        sock = await dial_tcp(HostPort(target.host, target.port))
+        no_delay(sock)
+    return sock
+
+
+class RouteTable:
+    """What the server may ask for: the proxy sets sent lately, by version and index; anything else is unknown."""
+
+    def __init__(self, proxies: tuple[ProxyConfig, ...], *, dial_seconds: float) -> None:
+        self.routes = {proxy.name: ProxyRoute(proxy, dial_seconds=dial_seconds) for proxy in proxies}
+        self._sets: OrderedDict[int, tuple[str, ...]] = OrderedDict()
+        self._version = 0
+
+    def next_set(self) -> ProxySet:
+        """The set to send: a version of its own, so that OPEN frames can never be taken for another's."""
+        self._version += 1
+        self._sets[self._version] = tuple(self.routes)
+        if len(self._sets) > SETS_KEPT:
+            self._sets.popitem(last=False)
+        return ProxySet(self._version, tuple(_spec(route.config) for route in self.routes.values()))
+
+    def empty_set(self) -> ProxySet:
+        """The set of a client that is stopping. OPEN frames under way still name the sets before."""
+        self._version += 1
+        return ProxySet(self._version, ())
+
+    def find(self, index: int, version: int) -> ProxyRoute | None:
+        names = self._sets.get(version, ())
+        return self.routes.get(names[index]) if index < len(names) else None
+
+    def use(self, dials: trio.Nursery | None) -> None:
+        """Let dials that wait live in `dials` from now on."""
+        for route in self.routes.values():
+            route.dials = dials
+
+
+def _spec(proxy: ProxyConfig) -> ProxySpec:
+    policy = proxy.bind_retry
+    retry = None
+    if policy is not None:
+        retry = Retry(policy.initial_delay, policy.factor, policy.max_delay, policy.max_retries, policy.jitter)
+    return ProxySpec(
+        name=proxy.name,
+        publish_addr=proxy.publish.host,
+        publish_port=proxy.publish.port,
+        bind_retry=retry,
+        checked=proxy.health_check is not None,
+        target=", ".join(map(str, proxy.targets)),
+    )

@@ -1,0 +1,173 @@
+"""What `serve` and `connect` do as processes: signals, what is printed, how they end."""
+
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import trio
+from attrs import evolve
+
+from tunnel import logs
+from tunnel.addresses import HostPort
+from tunnel.api import Client, Server, run_client, serve
+from tunnel.certificates import certificate_pin_of_file, pin_text
+from tunnel.client.view import SessionState, TableView, View, make_view
+from tunnel.config import ClientConfig, ServerConfig
+from tunnel.errors import unwrapped
+from tunnel.snapshot import Event, Snapshot
+from tunnel.state import StateDir, default_state_dir
+
+FORCED = 130  # exit code after a second signal
+FIRST_CLIENT = "default"  # the name of the client whose token the first start makes
+LogFormat = Literal["text", "json"]
+
+
+class Stopping:
+    """The first signal asks for a graceful end (`drain`), the second cuts (`scope`)."""
+
+    def __init__(self) -> None:
+        self.drain = trio.Event()
+        self.scope = trio.CancelScope()
+        self.forced = False
+
+    async def watch(self, *, task_status: trio.TaskStatus[None]) -> None:
+        wanted = [signal.SIGINT, signal.SIGTERM]
+        with trio.open_signal_receiver(*wanted) as signals:
+            task_status.started()
+            async for _ in signals:
+                if self.drain.is_set():
+                    self.forced = True
+                    self.scope.cancel(reason="a second signal")
+                self.drain.set()
+
+
+# serve
+
+
+def run_serve(
+    config: ServerConfig, *, introduce: bool, public_host: str | None, log_format: LogFormat, verbose: int
+) -> int:
+    """Serve until a signal; returns the exit code. `introduce` prints the line to paste at a client."""
+    config = evolve(config, state_dir=config.state_dir or default_state_dir())
+    token = _first_token(config) if introduce else None
+    with logs.configure(verbose, log_format):
+        announce = partial(_announce, introduce=introduce, public_host=public_host, token=token)
+        return trio.run(_serve, config, announce)
+
+
+async def _serve(config: ServerConfig, announce: Callable[[Server], None]) -> int:
+    stopping = Stopping()
+    async with unwrapped():
+        async with trio.open_nursery() as root:
+            await root.start(stopping.watch)
+            with stopping.scope:
+                async with trio.open_nursery() as nursery:
+                    announce(await nursery.start(partial(serve, config, drain=stopping.drain, linger=True)))
+            root.cancel_scope.cancel(reason="the server has ended")
+    return FORCED if stopping.forced else 0
+
+
+def _first_token(config: ServerConfig) -> str | None:
+    """A token for the first start with this state; None later."""
+    assert config.state_dir is not None
+    state = StateDir.open(config.state_dir)
+    return None if state.grants() else state.new_token(FIRST_CLIENT)
+
+
+def _announce(server: Server, *, introduce: bool, public_host: str | None, token: str | None) -> None:
+    if introduce:
+        where = HostPort(public_host or reachable_host(server.where.host), server.where.port)
+        line = f"trio-tunnel connect {shlex.quote(str(where))} --pin {pin_text(certificate_pin_of_file(server.cert_file))}"
+        if token is not None:
+            print(f"TRIO_TUNNEL_TOKEN={token} {line}")  # noqa: T201
+        else:
+            print(line)  # noqa: T201
+            print("# with the token of that client; to make another: trio-tunnel token new NAME")  # noqa: T201
+    print(f"listening on {server.where}", flush=True)  # noqa: T201
+
+
+def reachable_host(bound: str) -> str:
+    """How others may reach an address we listen on: itself, or for a wildcard the address of the default route."""
+    if bound not in ("0.0.0.0", "::"):  # noqa: S104  compared with, not bound
+        return bound
+    family, somewhere = (socket.AF_INET6, "2001:db8::1") if bound == "::" else (socket.AF_INET, "192.0.2.1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((somewhere, 9))  # documentation addresses; a datagram socket sends nothing by this
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "::1" if bound == "::" else "127.0.0.1"
+
+
+# connect
+
+
+def run_connect(config: ClientConfig, *, once: bool, as_json: bool, log_format: LogFormat, verbose: int) -> int:
+    """Be a client until a signal; returns the exit code, or raises why a single session (`once`) ended."""
+    if config.admin is not None and config.state_dir is None:
+        config = evolve(config, state_dir=default_state_dir())
+    clients: list[Client] = []
+
+    def snapshot() -> Snapshot:
+        return clients[0].snapshot() if clients else Snapshot("client", "", ())
+
+    view = make_view("json" if as_json else "auto", server=str(config.server), snapshot=snapshot)
+    on_screen = isinstance(view, TableView) and sys.stderr.isatty()
+    with logs.configure(verbose, log_format, stream=view.log_stream if on_screen else None):
+        return trio.run(_connect, config, once, view, clients.append)
+
+
+async def _connect(config: ClientConfig, once: bool, view: View, made: Callable[[Client], None]) -> int:
+    stopping = Stopping()
+    async with unwrapped():
+        async with trio.open_nursery() as root:
+            await root.start(stopping.watch)
+            with stopping.scope:
+                async with trio.open_nursery() as nursery:
+                    client = await nursery.start(
+                        partial(run_client, config, once=once, drain=stopping.drain, linger=True)
+                    )
+                    made(client)
+                    root.start_soon(view.run, name="view")
+                    root.start_soon(show, client, view, name="statuses")
+            root.cancel_scope.cancel(reason="the client has ended")
+    return FORCED if stopping.forced else 0
+
+
+async def show(client: Client, view: View) -> None:
+    """Feed a view with every status and session change, until cancelled."""
+    changed = trio.Event()
+
+    def wake() -> None:
+        changed.set()
+
+    with client.events.follow() as follower:
+        follower.wake = wake
+        view.proxies({proxy.name: ", ".join(map(str, proxy.targets)) for proxy in client.config.proxies})
+        if not client.config.proxies:
+            print("no proxy is published; add one with -p NAME=PUBLISH:TARGET, such as -p web=8001:8080", file=sys.stderr)  # noqa: T201
+        for update in client.statuses.values():
+            view.status(update)
+        _show_connection(view, client)
+        while True:
+            changed = trio.Event()
+            for event in follower.drain():
+                _show_event(view, event)
+            await changed.wait()
+
+
+def _show_connection(view: View, client: Client) -> None:
+    now = client.connection
+    view.session(SessionState(now.state), now.detail, retry_in=now.retry_in)
+
+
+def _show_event(view: View, event: Event) -> None:
+    if event.kind == "proxy.status":
+        view.status(event.fields["update"])
+    elif event.kind.startswith("session."):
+        state = SessionState(event.kind.removeprefix("session."))
+        view.session(state, event.fields["detail"], retry_in=event.fields["retry_in"])

@@ -1,0 +1,148 @@
+"""The control channel: messages ⇄ WebSocket. The only importer of trio-websocket, and the wall around it.
+
+What trio-websocket 0.12.2 does wrong, and what stands against it here:
+
+- its reader task raises into the nursery it was given (a ping while closing, a failed answer): the nursery it gets is a
+  stand-in that keeps the exception, and the channel ends as `PeerLost`;
+- `wrap_server_stream` and `wrap_client_stream` wait for ever when the reader ends before the handshake: the stand-in
+  ends that wait too, and a deadline stands above it;
+- `aclose()` may hang, or leave the descriptor open: the stream under it is always closed by us, within a second.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import trio
+import trio_websocket
+
+from tunnel.errors import PeerLost, RemoteProtocolError
+from tunnel.messages import MAX_MESSAGE_BYTES, Message, decode, encode
+from tunnel.tls import TlsStream
+from tunnel.upgrade import refusal
+
+log = logging.getLogger(__name__)
+
+OPEN_SECONDS = 10.0  # for the upgrade (login, design §8)
+CLOSE_SECONDS = 1.0  # for a polite end
+RECEIVE_BYTES = 64 * 1024  # at a time; the default of 4 KiB is sixteen times the work for a large proxy set
+
+
+class ControlChannel:
+    """One task may receive while others send. Ends with the context manager that made it."""
+
+    def __init__(self, websocket: trio_websocket.WebSocketConnection) -> None:
+        self._websocket = websocket
+
+    async def send(self, message: Message) -> None:
+        """Raises `PeerLost`. If cancelled midway the channel is broken; close it."""
+        try:
+            await self._websocket.send_message(encode(message))
+        except trio_websocket.ConnectionClosed as exc:
+            raise PeerLost("the control channel was closed", answered=True) from exc
+
+    async def receive(self) -> Message:
+        """The next message. Raises `PeerLost` at the end, `RemoteProtocolError` for nonsense."""
+        try:
+            text = await self._websocket.get_message()
+        except trio_websocket.ConnectionClosed as exc:
+            raise PeerLost("the control channel was closed", answered=True) from exc
+        if isinstance(text, bytes):
+            raise RemoteProtocolError("a binary message on the control channel")
+        return decode(text)
+
+
+class _ReaderHome:
+    """Stands in for the nursery that trio-websocket starts its reader in."""
+
+    def __init__(self, nursery: trio.Nursery, opening: trio.CancelScope) -> None:
+        self._nursery = nursery
+        self._opening = opening
+        self.failure: Exception | None = None
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(self._run, reader, name="control channel reader")
+
+    async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        except Exception as exc:  # theirs to raise, ours to contain
+            self.failure = exc
+            log.debug("the WebSocket reader failed: %r", exc)
+        finally:
+            self._opening.cancel()
+
+
+Wrap = Callable[[Any], Awaitable[trio_websocket.WebSocketConnection]]
+
+
+@asynccontextmanager
+async def _open(stream: TlsStream, wrap: Wrap) -> AsyncIterator[ControlChannel]:
+    failure: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            opening = trio.CancelScope(deadline=trio.current_time() + OPEN_SECONDS)
+            home = _ReaderHome(nursery, opening)
+            websocket = None
+            try:
+                with opening:
+                    websocket = await wrap(home)
+                if websocket is None:
+                    raise home.failure or PeerLost("no answer to the WebSocket upgrade", answered=True)
+                yield ControlChannel(websocket)
+            except Exception as exc:  # raised below: out of a nursery it would come as a group
+                failure = exc
+            nursery.cancel_scope.cancel(reason="the control channel is closing")
+        if not isinstance(failure, PeerLost):
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await stream.end_politely()
+    finally:
+        stream.close()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def open_server_control(stream: TlsStream) -> AsyncIterator[ControlChannel]:
+    """The server's end, over a stream whose upgrade head was checked and pushed back. Closes the stream.
+
+    Raises `PeerLost` when the upgrade fails, and whatever the body raises, unwrapped.
+    """
+
+    async def wrap(home: Any) -> trio_websocket.WebSocketConnection:
+        request = await trio_websocket.wrap_server_stream(
+            home, stream, max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
+        )
+        return await request.accept()
+
+    async with _open(stream, wrap) as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def open_client_control(
+    stream: TlsStream, *, host: str, path: str, headers: Mapping[str, str]
+) -> AsyncIterator[ControlChannel]:
+    """The client's end: upgrades, then yields. Closes the stream.
+
+    Raises `Refused` when the server answers with an error, `PeerLost` when it does not answer.
+    """
+    wrap = partial(
+        trio_websocket.wrap_client_stream,
+        stream=stream,
+        host=host,
+        resource=path,
+        extra_headers=[(name.encode(), value.encode()) for name, value in headers.items()],
+        max_message_size=MAX_MESSAGE_BYTES,
+        receive_buffer_size=RECEIVE_BYTES,
+    )
+
+    try:
+        async with _open(stream, wrap) as channel:
+            yield channel
+    except trio_websocket.ConnectionRejected as exc:
+        raise refusal(exc.status_code, exc.body or b"") from exc
+    except trio_websocket.HandshakeError as exc:
+        raise PeerLost(f"the WebSocket upgrade failed: {exc!r}", answered=True) from exc

@@ -1,0 +1,36 @@
+"""What this process may hold: descriptors, and how many visitors fit in them."""
+
+import sys
+
+from attrs import evolve
+
+from tunnel.config import Limits
+
+RESERVED = 128  # descriptors kept for sessions, channels, handshakes, listeners, files
+
+
+def raise_descriptor_limit() -> int | None:
+    """Raise the soft limit to the hard one (idle visitors cost a descriptor each); the limit, or None where unknown."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (ValueError, OSError):
+            pass  # macOS names an unlimited hard limit that it does not grant
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def visitor_bound(limits: Limits, descriptors: int | None = None) -> Limits:
+    """`limits` with `max_visitors` derived from the descriptors where it is not set, so that they never run out."""
+    if limits.max_visitors is not None:
+        return limits
+    if descriptors is None:
+        descriptors = raise_descriptor_limit()
+    if descriptors is None:
+        return limits
+    return evolve(limits, max_visitors=max(descriptors - min(RESERVED, descriptors // 2), 1))

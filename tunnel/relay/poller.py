@@ -1,0 +1,164 @@
+"""Which sockets are ready: epoll on Linux, kqueue on macOS and the BSDs, plain Trio waits anywhere else."""
+
+import select
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+# The bits of an event; epoll's own values, so that Linux needs no translation.
+READ, WRITE, ERROR, HANGUP, READ_END = 0x001, 0x004, 0x008, 0x010, 0x2000
+MAX_EVENTS = 512  # in one turn
+
+
+class Entry(Protocol):
+    """What is registered: a stream, a channel or a listener."""
+
+    def on_event(self, event: int) -> None:
+        """Handle what became ready, without waiting."""
+
+    def wants(self) -> int:
+        """The bits this entry waits for just now; only pollers without edges ask."""
+
+
+class Poller(Protocol):
+    """Registered once for both directions; an event is told once, until the socket was exhausted (an edge)."""
+
+    def register(self, fd: int, entry: Entry) -> None: ...
+    def register_level(self, fd: int, entry: Entry) -> None:
+        """For listeners: told again as long as it is readable."""
+
+    def unregister(self, fd: int) -> None:
+        """Before the descriptor is closed: afterwards its number may be somebody else's."""
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]: ...
+    async def wait(self) -> None:
+        """Until `poll` has something to tell. Cancellation leaves nothing behind."""
+
+    def close(self) -> None: ...
+
+
+class EpollPoller:
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._fd = self._epoll.fileno()
+        poll = self._epoll.poll
+        self.poll: Callable[[float], list[tuple[int, int]]] = lambda timeout: poll(timeout, MAX_EVENTS)
+        self._edges = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+
+    def register(self, fd: int, entry: Entry) -> None:
+        self._epoll.register(fd, self._edges)
+
+    def register_level(self, fd: int, entry: Entry) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unregister(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+
+    async def wait(self) -> None:
+        await trio.lowlevel.wait_readable(self._fd)
+
+    def close(self) -> None:
+        trio.lowlevel.notify_closing(self._fd)
+        self._epoll.close()
+
+
+if sys.platform == "darwin" or "bsd" in sys.platform:
+
+    class KqueuePoller:
+        def __init__(self) -> None:
+            self._kqueue = select.kqueue()
+
+        def register(self, fd: int, entry: Entry) -> None:
+            edge = select.KQ_EV_ADD | select.KQ_EV_CLEAR
+            both = [select.kevent(fd, which, edge) for which in (select.KQ_FILTER_READ, select.KQ_FILTER_WRITE)]
+            self._kqueue.control(both, 0)
+
+        def register_level(self, fd: int, entry: Entry) -> None:
+            self._kqueue.control([select.kevent(fd, select.KQ_FILTER_READ, select.KQ_EV_ADD)], 0)
+
+        def unregister(self, fd: int) -> None:
+            for which in (select.KQ_FILTER_READ, select.KQ_FILTER_WRITE):
+                try:
+                    self._kqueue.control([select.kevent(fd, which, select.KQ_EV_DELETE)], 0)
+                except FileNotFoundError:
+                    pass  # a listener has no write filter
+
+        def poll(self, timeout: float) -> list[tuple[int, int]]:
+            return [(event.ident, _from_kevent(event)) for event in self._kqueue.control(None, MAX_EVENTS, timeout)]
+
+        async def wait(self) -> None:
+            await trio.lowlevel.wait_readable(self._kqueue.fileno())
+
+        def close(self) -> None:
+            trio.lowlevel.notify_closing(self._kqueue.fileno())
+            self._kqueue.close()
+
+    def _from_kevent(event: select.kevent) -> int:
+        bits = READ if event.filter == select.KQ_FILTER_READ else WRITE
+        if event.flags & select.KQ_EV_EOF:
+            bits |= READ_END
+            if event.fflags:  # the socket's error
+                bits |= ERROR
+        return bits
+
+
+class TrioPoller:
+    """One Trio wait for each direction an entry wants: slow with many sockets, and at home everywhere.
+
+    There are no edges here: each wait asks every entry what it wants, so nothing spins on a stream without credit.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry] = {}
+        self._ready: dict[int, int] = {}
+
+    def register(self, fd: int, entry: Entry) -> None:
+        self._entries[fd] = entry
+
+    register_level = register
+
+    def unregister(self, fd: int) -> None:
+        del self._entries[fd]
+        self._ready.pop(fd, None)
+        trio.lowlevel.notify_closing(fd)
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """`timeout` has no meaning here: lingering needs a real poller."""
+        ready, self._ready = self._ready, {}
+        return list(ready.items())
+
+    async def wait(self) -> None:
+        if self._ready:
+            await trio.lowlevel.checkpoint()
+            return
+        async with trio.open_nursery() as waits:
+            for fd, entry in self._entries.items():
+                wants = entry.wants()
+                if wants & READ:
+                    waits.start_soon(self._wait_one, waits, trio.lowlevel.wait_readable, fd, READ)
+                if wants & WRITE:
+                    waits.start_soon(self._wait_one, waits, trio.lowlevel.wait_writable, fd, WRITE)
+
+    async def _wait_one(self, waits: trio.Nursery, wait: Callable[[int], object], fd: int, bit: int) -> None:
+        try:
+            await wait(fd)  # type: ignore[misc]
+        except (trio.ClosedResourceError, OSError):
+            pass
+        else:
+            self._ready[fd] = self._ready.get(fd, 0) | bit
+        waits.cancel_scope.cancel()
+
+    def close(self) -> None:
+        self._entries.clear()
+
+
+def available() -> list[type[Poller]]:
+    """The pollers this platform has, the best first."""
+    found: list[type[Poller]] = []
+    if hasattr(select, "epoll"):
+        found.append(EpollPoller)
+    if sys.platform == "darwin" or "bsd" in sys.platform:
+        found.append(KqueuePoller)
+    return [*found, TrioPoller]

@@ -1,0 +1,283 @@
+"""What a session has in the relay: its streams, its channels, its listeners. Leaving the `with` ends them all."""
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from tunnel.errors import RemoteProtocolError
+from tunnel.frames import FIRST_WINDOW, RST, Abort
+from tunnel.relay.channel import Channel
+from tunnel.relay.stream import Stream, Tally
+from tunnel.sockets import no_delay
+from tunnel.tls import Detached, reset
+
+if TYPE_CHECKING:
+    from tunnel.relay.engine import Engine
+
+log = logging.getLogger(__name__)
+
+ACCEPTS = 64  # from one listener in one turn
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# What accept(2) passes on from a connection that failed before it was accepted: the next one may be fine.
+_PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+            errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ETIMEDOUT, errno.EINTR}  # fmt: skip
+
+
+class Route(Protocol):
+    """Where a client takes the streams of one proxy."""
+
+    tally: Tally
+
+    def dial(self, stream: Stream) -> None:
+        """Begin; ends, now or later, in `stream.dial`, `stream.connected` or `stream.refuse`."""
+
+
+class RelaySession:
+    """Made by `Engine.attach`. The server's accepts visitors and opens streams; the client's is given a `route`."""
+
+    def __init__(
+        self, engine: "Engine", *, route: Callable[[int, int], Route | None] | None = None, max_streams: int | None = None
+    ) -> None:
+        self.engine = engine
+        self.streams: dict[int, Stream] = {}
+        self.channels: list[Channel] = []
+        self.listeners: set[Listener] = set()
+        self.max_streams = max_streams
+        self._route = route
+        self._next_sid = 1
+        self._waiting: dict[Stream, tuple[int, int]] = {}  # visitors for whom there is no channel yet
+        self._on_lost: dict[Channel, Callable[[str], None]] = {}
+
+    def __enter__(self) -> "RelaySession":
+        self.engine.sessions.add(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its listeners, reset its streams, close its channels; at once, and harmless when done before."""
+        for listener in list(self.listeners):
+            listener.close()
+        for stream in list(self.streams.values()):
+            stream.abort(Abort.SESSION_ENDED)
+        for channel in list(self.channels):
+            channel.close()
+        self.engine.sessions.discard(self)
+
+    # Channels
+
+    def add_channel(self, parts: Detached, *, masks: bool, on_lost: Callable[[str], None]) -> Channel:
+        """Take a validated TLS connection. `on_lost` is called once, with the reason, whoever ends it."""
+        channel = Channel(self, parts, masks=masks)
+        self.channels.append(channel)
+        self._on_lost[channel] = on_lost
+        try:
+            channel.begin()
+        except Exception as exc:
+            self.engine.wall(channel, exc)
+        else:
+            waiting, self._waiting = self._waiting, {}
+            for stream, (index, version) in waiting.items():
+                self.engine.waits.discard(stream)
+                self._open(stream, index, version)
+        self.engine.wake()
+        return channel
+
+    def channel_lost(self, channel: Channel, why: str) -> None:
+        self.channels.remove(channel)
+        for stream in [stream for stream in self.streams.values() if stream.channel is channel]:
+            stream.cut()
+        self._on_lost.pop(channel)(why)
+
+    def _pick(self) -> Channel | None:
+        """The first channel that is not held up: sharing one makes bigger batches than spreading."""
+        for channel in self.channels:
+            if not channel.is_blocked:
+                return channel
+        return self.channels[0] if self.channels else None
+
+    # Streams
+
+    @property
+    def is_full(self) -> bool:
+        return self.max_streams is not None and len(self.streams) >= self.max_streams
+
+    def accept(self, sock: socket.socket, index: int, version: int, tally: Tally) -> None:
+        """A visitor came: open a stream for it, or let it wait for a channel. The socket is the stream's."""
+        while self._next_sid in self.streams:
+            self._next_sid = self._next_sid % 0xFFFFFFFF + 1
+        stream = Stream(self, self._next_sid, tally)
+        self._next_sid = self._next_sid % 0xFFFFFFFF + 1
+        self._keep(stream)
+        stream.attach(sock)
+        self._open(stream, index, version)
+
+    def _open(self, stream: Stream, index: int, version: int) -> None:
+        channel = self._pick()
+        if channel is None:
+            self._waiting[stream] = (index, version)
+            self.engine.waits.add(stream, self.engine.now())
+            return
+        stream.channel = channel
+        channel.put_open(stream.sid, index, version)
+        stream.ready()
+
+    def opened(self, channel: Channel, sid: int, index: int, version: int) -> None:
+        """The server opened a stream."""
+        if self._route is None:
+            raise RemoteProtocolError("OPEN from a client")
+        if sid in self.streams:
+            raise RemoteProtocolError(f"OPEN of stream {sid}, which is open")
+        route = self._route(index, version)
+        if route is None or self.is_full or self.engine.is_full:
+            channel.put(RST | (Abort.UNKNOWN_PROXY if route is None else Abort.OVER_LIMIT), sid)
+            return
+        stream = Stream(self, sid, route.tally)
+        self._keep(stream)
+        stream.channel = channel
+        try:
+            route.dial(stream)
+        except Exception as exc:
+            self.engine.wall(stream, exc)
+
+    def _keep(self, stream: Stream) -> None:
+        self.streams[stream.sid] = stream
+        self.engine.budget.take(FIRST_WINDOW)
+        self.engine.open_streams += 1
+
+    def forget(self, stream: Stream) -> None:
+        del self.streams[stream.sid]
+        self._waiting.pop(stream, None)
+        engine = self.engine
+        engine.waits.discard(stream)
+        if stream.connecting:
+            engine.dials.discard(stream)
+        if stream.silent_at >= 0:
+            engine.half_closed.discard(stream)
+        engine.stream_left(stream.window)
+
+    def half_closed(self, stream: Stream) -> None:
+        """One direction has ended: from now on silence has a deadline."""
+        stream.silent_at = stream.moved
+        self.engine.half_closed.add(stream, self.engine.now())
+
+    def overrun(self, stream: Stream) -> RemoteProtocolError:
+        return RemoteProtocolError(f"DATA beyond the credit of stream {stream.sid}")
+
+    # Listeners
+
+    def listen(
+        self, sock: socket.socket, *, index: int, version: int, tally: Tally, on_lost: Callable[[OSError], None]
+    ) -> "Listener":
+        """Accept visitors of `sock` (listening, owned from now on) until the listener is closed.
+
+        `on_lost` is told of an error that accepting will not get over; the listener is closed by then.
+        """
+        listener = Listener(self, sock, index=index, version=version, tally=tally, on_lost=on_lost)
+        self.listeners.add(listener)
+        listener.resume()
+        self.engine.wake()
+        return listener
+
+
+class Listener:
+    """A proxy's listening socket. Level-triggered, and out of the poller while paused: visitors wait in the kernel."""
+
+    def __init__(
+        self,
+        session: RelaySession,
+        sock: socket.socket,
+        *,
+        index: int,
+        version: int,
+        tally: Tally,
+        on_lost: Callable[[OSError], None],
+    ) -> None:
+        self.session = session
+        self.engine = session.engine
+        self.index, self.version = index, version  # follow the client's proxy set
+        self.max_visitors: int | None = None
+        self.on_closed: Callable[[], object] = lambda: None
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._tally = tally
+        self._on_lost = on_lost
+        self._paused = True
+        self._closed = False
+
+    @property
+    def is_at_bound(self) -> bool:
+        return (
+            self.engine.is_full
+            or self.session.is_full
+            or (self.max_visitors is not None and self._tally.visitors >= self.max_visitors)
+        )
+
+    def on_event(self, event: int) -> None:
+        for _ in range(ACCEPTS):
+            if self.is_at_bound:
+                self.pause()
+                self.engine.full.add(self)
+                return
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as exc:
+                if exc.errno in _PASSING:
+                    continue
+                self._accept_failed(exc)
+                return
+            self._welcome(sock)
+
+    def _welcome(self, sock: socket.socket) -> None:
+        try:
+            sock.setblocking(False)
+            no_delay(sock)
+            self.session.accept(sock, self.index, self.version, self._tally)
+        except Exception:
+            reset(sock)
+            log.exception("a visitor could not be taken in")
+
+    def _accept_failed(self, exc: OSError) -> None:
+        if exc.errno in _SHORTAGES:
+            self.pause()
+            self.engine.short_of(self, exc)
+            return
+        self.close()
+        self._on_lost(exc)
+
+    def wants(self) -> int:
+        return 0 if self._paused else 1
+
+    def fail(self, exc: Exception) -> None:
+        self.pause()
+        self.engine.short_of(self, exc)
+
+    def pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.engine.unregister(self._fd)
+
+    def resume(self) -> None:
+        if self._paused and not self._closed:
+            self._paused = False
+            self.engine.register(self._fd, self, level=True)
+
+    def close(self) -> None:
+        """Stop accepting and free the address at once."""
+        if self._closed:
+            return
+        self.pause()
+        self._closed = True
+        self.engine.full.discard(self)
+        self.engine.pauses.discard(self)
+        self.session.listeners.discard(self)
+        self._sock.close()
+        self.on_closed()

@@ -1,0 +1,316 @@
+"""One visitor connection on its way: a local socket on one side, frames on a channel on the other."""
+
+import errno
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from attrs import Factory, define
+
+from tunnel.frames import CREDIT, FIRST_WINDOW, RST, Abort, grown_window
+from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
+from tunnel.tls import reset
+
+if TYPE_CHECKING:
+    from tunnel.relay.channel import Channel
+    from tunnel.relay.engine import Member
+    from tunnel.relay.session import RelaySession
+
+_READABLE = READ | READ_END | HANGUP
+
+
+@define(eq=False, slots=True)
+class Tally:
+    """One proxy's figures: plain attributes, added to on the hot path and read by whoever makes a snapshot."""
+
+    visitors: int = 0
+    visitors_total: int = 0
+    read: int = 0  # bytes taken from local sockets
+    written: int = 0  # bytes delivered to local sockets
+    refused: dict[str, int] = Factory(dict)
+
+    def refuse(self, reason: Abort) -> None:
+        key = reason.name.lower()
+        self.refused[key] = self.refused.get(key, 0) + 1
+
+
+# What befalls dials and is told to the visitor's side as such; anything else there is a reset.
+_DIAL_ERRORS = {errno.ECONNREFUSED: Abort.DIAL_REFUSED, errno.ETIMEDOUT: Abort.DIAL_TIMEOUT}
+
+
+class LocalSocket(Protocol):
+    """The local side of a stream: a plain socket, or something that looks like one (TLS to a target).
+
+    `send` and `recv_into` raise `BlockingIOError` when they would block and `OSError` when the connection broke;
+    `recv_into` gives 0 only for a clean end, and less than asked only when nothing more is there.
+    """
+
+    def send(self, data: bytes | memoryview, /) -> int: ...
+    def recv_into(self, buffer: memoryview, /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def getsockopt(self, level: int, option: int, /) -> int: ...
+    def setsockopt(self, level: int, option: int, value: bytes, /) -> None: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class Stream:
+    """Owned by its `RelaySession` from the first moment; over once `alive` is False. Synchronous throughout.
+
+    `queued` is True in a channel's ready queue, None when parked without credit. `held` is what the local socket has
+    not taken yet (None: nothing, write directly); it is bounded by the window, for no credit is granted for it.
+    """
+
+    __slots__ = (
+        "alive", "allowance", "channel", "connecting", "credit", "ended", "ending", "fd", "fin_seen", "granted_at",
+        "held", "moved", "owed", "queued", "recv_into", "send", "session", "shut", "sid", "silent_at", "sock", "tally", "window",
+    )  # fmt: skip
+
+    def __init__(self, session: "RelaySession", sid: int, tally: Tally) -> None:
+        self.session = session
+        self.sid = sid
+        self.tally = tally
+        self.channel: Channel | None = None  # None while it waits for one
+        self.sock: LocalSocket | None = None  # None while the target is being dialled elsewhere
+        self.fd = -1
+        self.alive = True
+        self.connecting = False
+        self.credit = FIRST_WINDOW  # what we may send
+        self.window = self.allowance = FIRST_WINDOW  # what we granted, and what is left of it
+        self.owed = 0  # delivered, not yet granted again
+        self.granted_at = 0.0
+        self.held: deque[bytes | memoryview] | None = deque()
+        self.queued: bool | None = False
+        self.ending = False  # the local peer's FIN is near: read until it comes
+        self.ended = False  # we sent FIN
+        self.fin_seen = False  # they sent FIN
+        self.shut = False  # and the local socket was told
+        self.moved = 0  # bytes, both ways
+        self.silent_at = -1  # `moved` when the half-closed deadline began
+        tally.visitors += 1
+        tally.visitors_total += 1
+
+    # Local side: attaching and events
+
+    def attach(self, sock: "LocalSocket", entry: "Member | None" = None) -> None:
+        """Take a connected socket (or one that is connecting) and begin; `entry` stands in for it at the poller."""
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.send, self.recv_into = sock.send, sock.recv_into
+        self.session.engine.register(self.fd, entry or self)
+        if not self.connecting:
+            self.release_held()
+
+    def connected(self, sock: "LocalSocket", entry: "Member | None" = None) -> None:
+        """A dial made elsewhere has ended in `sock`. If the stream is over by now, the socket is closed."""
+        if not self.alive:
+            sock.close()
+            return
+        self.attach(sock, entry)
+        self.ready()
+        self.session.engine.wake()
+
+    def on_event(self, event: int) -> None:
+        if self.connecting:
+            self._dialled(event)
+            return
+        if event & ERROR:
+            self.abort(Abort.RESET)  # at once, whatever the credit: this edge does not come again
+            return
+        if event & WRITE and self.held is not None:
+            self.release_held()
+        if event & _READABLE:
+            if event & (READ_END | HANGUP):
+                self.ending = True
+            if self.queued is False and not self.ended:
+                self.ready()
+
+    def wants(self) -> int:
+        wants = READ if not self.ended and self.queued is False else 0
+        return wants | WRITE if self.held is not None and (self.held or self.connecting) else wants
+
+    def ready(self) -> None:
+        """There may be bytes to read: join the channel's queue."""
+        channel = self.channel
+        if channel is not None and self.alive:
+            self.queued = True
+            channel.fresh.append(self)
+            channel.stir()
+
+    # Local side: dialling a literal address
+
+    def dial(self, family: int, address: object) -> None:
+        """Connect to a literal address without waiting; refuses the stream if that fails now or later."""
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        if family != getattr(socket, "AF_UNIX", None):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = sock.connect_ex(address)  # type: ignore[arg-type]
+        if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+            sock.close()
+            self.dial_failed(code)
+            return
+        engine = self.session.engine
+        if code:
+            self.connecting = True
+            engine.dials.add(self, engine.now())
+        self.attach(sock)
+        if not code:
+            self.ready()
+
+    def _dialled(self, event: int) -> None:
+        assert self.sock is not None
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code or event & ERROR:
+            self.dial_failed(code or errno.ECONNREFUSED)
+            return
+        if not event & WRITE:
+            return
+        self.connecting = False
+        self.session.engine.dials.discard(self)
+        self.release_held()
+        self.ready()
+
+    def dial_failed(self, code: int) -> None:
+        self.refuse(_DIAL_ERRORS.get(code, Abort.DIAL_FAILED))
+
+    def refuse(self, reason: Abort) -> None:
+        """End a stream whose target could not be had; counted by reason on both sides."""
+        if self.alive:
+            self.tally.refuse(reason)
+            self.abort(reason)
+
+    # Tunnel side: what the channel tells
+
+    def deliver(self, data: memoryview) -> None:
+        """Hand `data` to the local socket; what it does not take is held."""
+        size = len(data)
+        self.allowance -= size
+        if self.allowance < 0:
+            raise self.session.overrun(self)
+        if self.held is None:
+            try:
+                sent = self.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError:
+                self.abort(Abort.RESET)
+                return
+            if sent:
+                self.delivered(sent)
+            if sent == size:
+                return
+            self.held = deque()
+            data = data[sent:]
+        self.held.append(bytes(data))
+
+    def delivered(self, size: int) -> None:
+        self.tally.written += size
+        self.moved += size
+        self.owed += size
+        if self.owed >= self.window >> 1:
+            self._grant()
+
+    def _grant(self) -> None:
+        channel = self.channel
+        if channel is None or self.fin_seen:
+            return
+        engine = self.session.engine
+        now = engine.now()
+        if self.held is None:  # a local socket that lags behind has window enough
+            window = grown_window(self.window, now - self.granted_at, channel.round_trip)
+            if window != self.window and engine.budget.take(window - self.window):
+                self.owed += window - self.window
+                self.window = window
+        channel.put(CREDIT | self.owed, self.sid)
+        self.allowance += self.owed
+        self.owed = 0
+        self.granted_at = now
+
+    def release_held(self) -> None:
+        """The local socket may take more: give it what was held, then the FIN that waited behind it."""
+        held = self.held
+        while held:
+            data = held[0]
+            try:
+                sent = self.send(data)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self.abort(Abort.RESET)
+                return
+            if sent < len(data):
+                held[0] = memoryview(data)[sent:]
+                self.delivered(sent)
+                return
+            held.popleft()
+            self.delivered(sent)
+        self.held = None
+        if self.fin_seen:
+            self._shut()
+
+    def fin(self) -> None:
+        """They will send no more."""
+        self.fin_seen = True
+        if self.held is None:
+            self._shut()
+
+    def _shut(self) -> None:
+        self.shut = True
+        try:
+            assert self.sock is not None
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.abort(Abort.RESET)  # not connected any more
+            return
+        if self.ended:
+            self.finish()
+        else:
+            self.session.half_closed(self)
+
+    # Ends
+
+    def fail(self, exc: Exception) -> None:
+        """Our own bug, caught by the engine's wall."""
+        self.abort(Abort.INTERNAL)
+
+    def at_end(self) -> None:
+        """The local socket's FIN was read and told."""
+        self.ended = True
+        if self.shut:
+            self.finish()
+        else:
+            self.session.half_closed(self)
+
+    def finish(self) -> None:
+        """Both directions ended cleanly."""
+        if self._leave() and self.sock is not None:
+            self.sock.close()
+
+    def abort(self, reason: Abort) -> None:
+        """End it visibly on both sides: RST to the peer, a reset to the local socket."""
+        channel = self.channel
+        if self._leave():
+            if channel is not None:
+                channel.put(RST | reason, self.sid)
+            if self.sock is not None:
+                reset(self.sock)
+
+    def cut(self) -> None:
+        """The peer aborted, or the channel is gone: a reset to the local socket."""
+        if self._leave() and self.sock is not None:
+            reset(self.sock)
+
+    def _leave(self) -> bool:
+        """Leave every table; False if that was done before. Unregister comes before close: numbers are reused."""
+        if not self.alive:
+            return False
+        self.alive = False
+        self.tally.visitors -= 1
+        self.session.forget(self)
+        if self.fd >= 0:
+            self.session.engine.unregister(self.fd)
+            self.fd = -1
+        self.held = None
+        return True
+

@@ -1,0 +1,107 @@
+"""The local side of a stream whose target speaks TLS: looks like a plain socket to the stream.
+
+Chosen when the target is attached, so that no frame of a plain target pays for the choice. A target that ends without
+close_notify was cut: `recv_into` raises, and the visitor sees a reset.
+"""
+
+import socket
+import ssl
+
+from tunnel.relay.poller import WRITE
+from tunnel.relay.stream import Stream
+from tunnel.tls import Detached
+
+RECEIVE_BYTES = 64 * 1024
+
+
+class TlsLeg:
+    """Stands between the poller and `stream`: what TLS itself has to send goes out on its own edges."""
+
+    def __init__(self, parts: Detached, stream: Stream) -> None:
+        self._sock = parts.sock
+        self._tls = parts.tls
+        self._incoming, self._outgoing = parts.incoming, parts.outgoing
+        self._unsent: bytes | memoryview = parts.unsent
+        self._stream = stream
+        self.fileno = parts.sock.fileno
+        self.getsockopt = parts.sock.getsockopt
+        self.setsockopt = parts.sock.setsockopt
+        self.close = parts.sock.close
+
+    # For the poller
+
+    def on_event(self, event: int) -> None:
+        if event & WRITE:
+            try:
+                self._flush()
+            except OSError:
+                pass  # the stream meets it at its next send or read
+        self._stream.on_event(event)
+
+    def wants(self) -> int:
+        return self._stream.wants() | (WRITE if self._unsent else 0)
+
+    def fail(self, exc: Exception) -> None:
+        self._stream.fail(exc)
+
+    # For the stream (`LocalSocket`)
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        if not self._flush():
+            raise BlockingIOError
+        self._tls.write(data)  # type: ignore[arg-type]
+        self._flush()
+        return len(data)
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        filled = 0
+        while filled < len(buffer):
+            try:
+                size = self._tls.read(len(buffer) - filled, buffer[filled:])  # type: ignore[arg-type]
+            except ssl.SSLWantReadError:
+                try:
+                    if not self._fill():
+                        break
+                except BlockingIOError:
+                    break
+                continue
+            except ssl.SSLError as exc:
+                if filled:
+                    return filled  # it comes again with the next read
+                raise ConnectionResetError(f"TLS: {exc.reason or exc}") from exc
+            if not size:
+                return filled  # close_notify
+            filled += int(size)
+        if not filled:
+            raise BlockingIOError
+        return filled
+
+    def shutdown(self, how: int, /) -> None:
+        try:
+            self._tls.unwrap()
+        except ssl.SSLError:
+            pass  # wants the peer's close_notify, which may come later; ours is in the BIO
+        self._flush()
+
+    def _fill(self) -> bool:
+        data = self._sock.recv(RECEIVE_BYTES)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        return True
+
+    def _flush(self) -> bool:
+        """Hand the kernel what TLS has to send; True when nothing is left."""
+        while True:
+            if not self._unsent:
+                self._unsent = self._outgoing.read()
+                if not self._unsent:
+                    return True
+            try:
+                sent = self._sock.send(self._unsent)
+            except (BlockingIOError, InterruptedError):
+                return False
+            self._unsent = self._unsent[sent:]
+
+

@@ -1,0 +1,158 @@
+"""`serve`: the root nursery of a server, from its listening sockets to its drained end."""
+
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from tunnel.addresses import HostPort
+from tunnel.certificates import make_self_signed
+from tunnel.config import Grant, ServerConfig
+from tunnel.errors import TunnelError
+from tunnel.limits import visitor_bound
+from tunnel.messages import Farewell
+from tunnel.relay import Engine
+from tunnel.server.gate import Gate
+from tunnel.server.registry import Address, Registry
+from tunnel.server.session import Session
+from tunnel.snapshot import EventStream, Snapshot
+from tunnel.sockets import listen
+from tunnel.state import StateDir
+from tunnel.tls import server_context
+from tunnel.version import __version__
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """A running server, as `open_server` yields it. Safe to use from the task that opened it or its children."""
+
+    def __init__(self, gate: Gate, engine: Engine, events: EventStream, where: HostPort, cert_file: Path) -> None:
+        self.events = events
+        self.where = where  # as bound: the port is never 0
+        self.cert_file = cert_file
+        self.engine = engine
+        self._gate = gate
+        self._accepting = trio.CancelScope()
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot("server", __version__, tuple(session.view() for session in self._gate.sessions))
+
+    def is_ready(self) -> bool:
+        """Whether a new client would be served."""
+        return not self._gate.is_draining
+
+    def retry(self, name: str) -> list[str]:
+        """Start a proxy's bind retry afresh. `name` is NAME or CLIENT/NAME; `LookupError`, or `ValueError` if several match."""
+        found = [
+            (session.client, proxy)
+            for session in self._gate.sessions
+            for proxy in session.proxies.values()
+            if name in (proxy.spec.name, f"{session.client}/{proxy.spec.name}")
+        ]
+        if not found:
+            raise LookupError(f"no proxy is named {name!r}")
+        if len(found) > 1:
+            options = ", ".join(f"{client}/{proxy.spec.name}" for client, proxy in found)
+            raise ValueError(f"several proxies are named {name!r}; say which: {options}")
+        return [f"{client}/{proxy.spec.name}" for client, proxy in found if proxy.retry()]
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Stop gracefully: tell the clients, take no new visitor, let those inside finish, at most so long."""
+        self._gate.is_draining = True
+        self._accepting.cancel(reason="draining")
+        for session in self._gate.sessions:
+            session.drain()
+        with trio.move_on_after(grace_seconds):
+            while any(session.relay.streams for session in self._gate.sessions):
+                await trio.sleep(0.05)
+        for session in self._gate.sessions:
+            session.close(Farewell.DRAINING, "the server is stopping; come back when it listens again")
+        for session in self._gate.sessions:
+            await session.ended.wait()
+
+
+@asynccontextmanager
+async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIterator[Server]:
+    """Run a server inside the caller's task until the body ends or is cancelled.
+
+    Raises `TunnelError` when it cannot start: the state directory, the certificate, or an address that is taken.
+    Leaving the body cuts every session at once; `Server.drain` first ends them gracefully.
+    """
+    state = StateDir.open(config.state_dir) if config.state_dir is not None else None
+    context, cert_file = _tls(config, state)
+    listener = _listen(config.bind)
+    where = HostPort(config.bind.host, listener.getsockname()[1])
+    registry: Registry[Session] = Registry()
+    registry.publish(Address(where.host, where.port, "", "its own port for clients"))
+    if config.admin is not None:
+        registry.publish(Address(config.admin.host, config.admin.port, "", "its admin address"))
+    events = EventStream()
+    limits = visitor_bound(config.limits)
+    engine = Engine(limits, linger=linger)
+    gate = Gate(
+        config,
+        context=lambda: context,
+        grants=partial(_grants, config, state),
+        engine=engine,
+        registry=registry,
+        events=events,
+        remember_port=lambda client, proxy, port: root.start_soon(_remember_port, state, client, proxy, port),
+    )
+    if state is not None:
+        state.port_for("", "")  # a damaged file shows now, not at the first proxy that needs it
+        registry.recall = lambda client, proxy: state.port_for(client, proxy) or 0
+    server = Server(gate, engine, events, where, cert_file)
+    async with trio.open_nursery() as root:
+        await root.start(engine.run, name="relay")
+        async with trio.open_nursery() as connections:
+            connections.start_soon(_accept, server, gate, listener, connections, name="gate")
+            yield server
+            connections.cancel_scope.cancel(reason="the server is closing")
+        root.cancel_scope.cancel(reason="the server is closing")
+
+
+async def _accept(server: Server, gate: Gate, listener: socket.socket, connections: trio.Nursery) -> None:
+    with server._accepting:
+        await gate.serve(listener, connections)
+
+
+def _listen(where: HostPort) -> socket.socket:
+    try:
+        return listen(where.host, where.port)
+    except OSError as exc:
+        raise TunnelError(
+            f"cannot listen on {where}: {exc.strerror or exc}; stop what holds it, or choose another with --listen HOST:PORT"
+        ) from exc
+
+
+def _tls(config: ServerConfig, state: StateDir | None) -> tuple[ssl.SSLContext, Path]:
+    if config.cert_file is not None and config.key_file is not None:
+        files = config.cert_file, config.key_file
+    elif state is not None:
+        hosts = [config.bind.host, socket.gethostname()]
+        files = state.certificate(lambda key: make_self_signed(hosts, key_pem=key))
+    else:
+        raise TunnelError("a server needs a state directory, or cert_file and key_file")
+    try:
+        return server_context(*files), files[0]
+    except (OSError, ssl.SSLError) as exc:
+        raise TunnelError(f"cannot use the certificate {files[0]} with the key {files[1]}: {exc}") from exc
+
+
+def _grants(config: ServerConfig, state: StateDir | None) -> tuple[Grant, ...]:
+    return config.clients + (state.grants() if state is not None else ())
+
+
+async def _remember_port(state: StateDir | None, client: str, proxy: str, port: int) -> None:
+    if state is None:
+        return
+    try:
+        await trio.to_thread.run_sync(state.remember_port, client, proxy, port)
+    except TunnelError as exc:  # a full disk costs the port's memory, not the proxy
+        log.warning("the chosen port %d of %s/%s was not kept: %s", port, client, proxy, exc)

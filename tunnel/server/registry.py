@@ -1,0 +1,121 @@
+"""Who holds which identity, which addresses and which tickets. Pure and synchronous: it decides, sessions carry out."""
+
+import secrets
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from attrs import Factory, define, frozen
+
+S = TypeVar("S")  # a session; opaque here
+
+MAX_TICKETS_HELD = 64  # of one session; each lasts seconds
+WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  compared with, not bound
+
+
+@frozen
+class Holder(Generic[S]):
+    """Who has an identity, since when (for people), and which process and epoch of it."""
+
+    session: S
+    client: str
+    instance: str
+    epoch: int
+    since: str
+
+
+@frozen
+class Address:
+    """A published address in use. `client` is empty for the server's own."""
+
+    addr: str
+    port: int
+    client: str
+    proxy: str
+
+    def overlaps(self, addr: str, port: int) -> bool:
+        """Whether binding `addr` would clash: families apart (IPv6 sockets are V6ONLY), a wildcard takes all of its own."""
+        if port != self.port or (":" in addr) != (":" in self.addr):
+            return False
+        return addr == self.addr or addr in WILDCARDS or self.addr in WILDCARDS
+
+
+@define(eq=False)
+class Registry(Generic[S]):
+    _holders: dict[str, Holder[S]] = Factory(dict)
+    _addresses: set[Address] = Factory(set)
+    _tickets: dict[str, tuple[S, float]] = Factory(dict)
+    _ports: dict[tuple[str, str], int] = Factory(dict)
+    recall: Callable[[str, str], int] = lambda client, proxy: 0  # the port an earlier process chose
+
+    # Identities
+
+    def holder(self, client: str) -> Holder[S] | None:
+        return self._holders.get(client)
+
+    def claim(self, client: str, instance: str, epoch: int) -> "Claim[S]":
+        """What a newcomer may do: enter, replace the holder at once, wait for the holder's sign of life, or go."""
+        holder = self._holders.get(client)
+        if holder is None:
+            return Claim("enter")
+        if holder.instance != instance:
+            return Claim("contest", holder)
+        return Claim("replace" if epoch > holder.epoch else "stale", holder)
+
+    def enter(self, client: str, session: S, *, instance: str, epoch: int, since: str) -> None:
+        """The identity is this session's from now on."""
+        self._holders[client] = Holder(session, client, instance, epoch, since)
+
+    def leave(self, session: S) -> None:
+        """The session is over: its identity (unless a newer one has it) and tickets are free."""
+        for client, holder in list(self._holders.items()):
+            if holder.session is session:
+                del self._holders[client]
+        self._tickets = {ticket: held for ticket, held in self._tickets.items() if held[0] is not session}
+
+    # Addresses
+
+    def taken_by(self, addr: str, port: int) -> Address | None:
+        """Which of our own listeners stands in the way of binding `addr`:`port`."""
+        return next((held for held in self._addresses if port and held.overlaps(addr, port)), None)
+
+    def publish(self, address: Address) -> None:
+        self._addresses.add(address)
+
+    def withdraw(self, address: Address) -> None:
+        self._addresses.discard(address)
+
+    # Ports the server chose
+
+    def chosen_port(self, client: str, proxy: str) -> int:
+        """The port that was chosen for PUBLISH port 0 before, or 0."""
+        return self._ports.get((client, proxy)) or self.recall(client, proxy)
+
+    def choose_port(self, client: str, proxy: str, port: int) -> bool:
+        """Remember it; True if that is news."""
+        news = self.chosen_port(client, proxy) != port
+        self._ports[client, proxy] = port
+        return news
+
+    # Tickets
+
+    def issue_tickets(self, session: S, count: int, *, expires: float, now: float) -> tuple[str, ...]:
+        """New single-use tickets for data channels; fewer than asked once the session holds too many unused ones."""
+        self._tickets = {ticket: held for ticket, held in self._tickets.items() if held[1] > now}
+        held = sum(1 for owner, _ in self._tickets.values() if owner is session)
+        issued = tuple(secrets.token_hex(16) for _ in range(min(count, MAX_TICKETS_HELD - held)))
+        for ticket in issued:
+            self._tickets[ticket] = (session, expires)
+        return issued
+
+    def redeem(self, ticket: str, *, now: float) -> S | None:
+        """The session a ticket is for; the ticket is used up. A guess costs 2^128 tries, so a look-up leaks nothing."""
+        session, expires = self._tickets.pop(ticket, (None, 0.0))
+        return session if expires > now else None
+
+
+@frozen
+class Claim(Generic[S]):
+    """`verdict`: ``enter``, ``replace``, ``contest`` (another process holds it) or ``stale`` (an older epoch knocks)."""
+
+    verdict: str
+    holder: Holder[S] | None = None

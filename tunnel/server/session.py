@@ -1,0 +1,326 @@
+"""One client's stay at the server: a nursery with one child per proxy, the control reader, writer and heartbeat.
+
+`run` ends when the client says goodbye, is lost, breaks the protocol, or the session is closed from outside; by then
+every retry, listener, stream and data channel of it is gone, and nothing else was touched.
+"""
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from tunnel.addresses import HostPort
+from tunnel.backoff import RetryPolicy
+from tunnel.config import Grant, ServerConfig
+from tunnel.control import ControlChannel, open_server_control
+from tunnel.errors import PeerLost, RemoteProtocolError
+from tunnel.messages import (
+    PROTOCOL_VERSION,
+    Farewell,
+    Goodbye,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    Message,
+    ProxySet,
+    ProxySpec,
+    Reason,
+    Retry,
+    RetryProxy,
+    TargetHealth,
+    TicketRequest,
+    Tickets,
+    Welcome,
+)
+from tunnel.protocol import HEARD_BY_SERVER, Law
+from tunnel.relay import Listener, RelaySession, Tally
+from tunnel.server.binding import BindFailed
+from tunnel.server.proxy import Proxy
+from tunnel.server.publication import Publication, take_address
+from tunnel.server.registry import Registry
+from tunnel.snapshot import EventStream, SessionView, utc_now
+from tunnel.sockets import listen
+from tunnel.tls import TlsStream
+from tunnel.version import __version__
+
+log = logging.getLogger(__name__)
+
+FIRST_TICKETS = 4  # sent with Welcome, so that the first data channels cost no round trip more
+MAX_REPLIES = 64  # waiting for a control channel that does not drain; then the peer is lost
+ANSWER_SECONDS = 1.0  # a holder's time to prove that it lives when another process wants its identity
+WRITE_SECONDS = 30.0  # for one message; a client that does not read for so long is gone (design §5)
+MIN_DELAY_SECONDS, MAX_DELAY_SECONDS = 0.1, 86_400.0  # of a bind-retry policy that a client asks for
+
+
+class Session:
+    """`run` it in a task of its own; `close` it from anywhere."""
+
+    def __init__(
+        self,
+        *,
+        grant: Grant,
+        config: ServerConfig,
+        registry: "Registry[Session]",
+        relay: RelaySession,
+        events: EventStream,
+        remember_port: Callable[[str, str, int], None],
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self.client = grant.name
+        self.grant = grant
+        self.relay = relay
+        self.since = utc_now()
+        self.proxies: dict[str, Proxy] = {}
+        self.ended = trio.Event()
+        self.is_draining = False
+        self._control: ControlChannel  # from `run` on
+        self._config = config
+        self._registry = registry
+        self._events = events
+        self._remember_port = remember_port
+        self._law = Law(HEARD_BY_SERVER)
+        self._scope = trio.CancelScope()
+        self._seq = 0
+        self._replies: deque[Message] = deque()
+        self._changed: dict[str, Proxy] = {}  # statuses not sent yet: the newest of each proxy, in order of change
+        self._wake = trio.Event()
+        self._last_heard = trio.current_time()
+        self._farewell: Goodbye | None = None
+        self._version = 0  # of the client's proxy set
+        self._index: dict[str, int] = {}  # of each proxy in it
+        self._listeners: dict[Listener, str] = {}
+        self._heard = trio.Event()
+        self._beats = 0
+
+    # Lifetime
+
+    async def run(self, stream: TlsStream) -> None:
+        """Serve until the end; says goodbye if it was us who ended it. `stream` is upgraded, and closed at the end.
+
+        When `ended` is set, its addresses, streams, channels and identity are free, whatever ended it.
+        """
+        try:
+            async with open_server_control(stream) as self._control:
+                with self._scope:
+                    await self._walled()
+                self._free()
+                if self._farewell is not None:
+                    await self._say_last(self._farewell)
+        finally:
+            self._free()
+
+    def _free(self) -> None:
+        for proxy in self.proxies.values():
+            proxy.stop("the session ended")
+        self.relay.close()
+        self._registry.leave(self)
+        self.ended.set()
+
+    async def _walled(self) -> None:
+        try:
+            await self._serve()
+        except* PeerLost as lost:
+            log.info("session lost: %s", lost.exceptions[0])
+        except* trio.TooSlowError:
+            log.info("session lost: client '%s' was too slow", self.client)
+        except* RemoteProtocolError as broken:
+            log.warning("client '%s' broke the protocol: %s", self.client, broken.exceptions[0])
+            self._farewell = Goodbye(Farewell.PROTOCOL_ERROR, str(broken.exceptions[0])[:500])
+
+    async def _serve(self) -> None:
+        await self._greet()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write, name="control writer")
+            nursery.start_soon(self._beat, name="heartbeat")
+            await self._read(nursery)
+            nursery.cancel_scope.cancel(reason="the client said goodbye")
+
+    def close(self, reason: Farewell, message: str = "") -> None:
+        """End it now: ports are free when `ended` is set."""
+        self._farewell = self._farewell or Goodbye(reason, message)
+        self._scope.cancel(reason=message or reason.value)
+
+    def drain(self) -> None:
+        """Tell the client, take no new visitors, leave those inside alone."""
+        self.is_draining = True
+        self._reply(Goodbye(Farewell.DRAINING, "the server is stopping; come back when it listens again"))
+        for proxy in self.proxies.values():
+            proxy.stop("draining")
+
+    async def _say_last(self, word: Goodbye) -> None:
+        with trio.move_on_after(1.0, shield=True):
+            try:
+                await self._control.send(word)
+            except PeerLost:
+                pass  # they went first
+
+    async def _greet(self) -> None:
+        with trio.fail_after(self._config.limits.login_seconds):
+            hello = await self._control.receive()
+        self._law.heard(hello)
+        assert isinstance(hello, Hello)
+        if hello.version != PROTOCOL_VERSION:
+            word = f"this server speaks version {PROTOCOL_VERSION}, the client {hello.version}; upgrade the older one"
+            self.close(Farewell.VERSION_UNSUPPORTED, word)
+            await trio.lowlevel.checkpoint()
+        tickets = self._issue(FIRST_TICKETS)
+        beat = self._config.limits.heartbeat_seconds
+        await self._control.send(Welcome(self.id, self.client, tickets, beat, __version__))
+
+    # Hearing
+
+    async def _read(self, nursery: trio.Nursery) -> None:
+        while True:
+            message = await self._control.receive()
+            self._last_heard = trio.current_time()
+            self._heard.set()
+            self._heard = trio.Event()
+            self._law.heard(message)
+            match message:
+                case Heartbeat(seq):
+                    self._reply(HeartbeatReply(seq))
+                case HeartbeatReply():
+                    pass  # having been heard is what counts
+                case ProxySet():
+                    self._take_proxy_set(message, nursery)
+                case TargetHealth():
+                    if proxy := self.proxies.get(message.proxy_name):
+                        proxy.hear(message)
+                case RetryProxy(name):
+                    if proxy := self.proxies.get(name):
+                        proxy.retry()
+                case TicketRequest(count):
+                    self._reply(Tickets(self._issue(count)))
+                case Goodbye():
+                    log.info("client '%s' said goodbye: %s", self.client, message.message or message.reason.value)
+                    return
+                case _:
+                    raise RemoteProtocolError(f"{type(message).__name__} is the server's word")
+
+    def _issue(self, count: int) -> tuple[str, ...]:
+        now = trio.current_time()
+        return self._registry.issue_tickets(self, count, expires=now + self._config.limits.ticket_seconds, now=now)
+
+    def _take_proxy_set(self, wanted: ProxySet, nursery: trio.Nursery) -> None:
+        """Close what is no longer wanted, start what is new, restart what changed; leave the rest alone.
+
+        No await: a visitor accepted now goes by the old set or by the new one, never by half of each.
+        """
+        self._version = wanted.version
+        self._index = {spec.name: index for index, spec in enumerate(wanted.proxies)}
+        specs = {spec.name: spec for spec in wanted.proxies}
+        for name, proxy in list(self.proxies.items()):
+            if specs.get(name) != proxy.spec:
+                proxy.stop("removed from the proxy set, or changed")
+                del self.proxies[name]
+                self._changed.pop(name, None)
+        for listener, name in self._listeners.items():
+            if name in self.proxies:
+                listener.index, listener.version = self._index[name], self._version
+        for spec in wanted.proxies:
+            if spec.name not in self.proxies:
+                self._start(spec, nursery)
+
+    def _start(self, spec: ProxySpec, nursery: trio.Nursery) -> None:
+        policy = self._config.bind_retry if spec.bind_retry is None else _policy(spec.bind_retry)
+        proxy = Proxy(spec, policy=policy, take=self._take, report=self._report)
+        self.proxies[spec.name] = proxy
+        if not self.is_draining:
+            nursery.start_soon(proxy.run, name=f"proxy {self.client}/{spec.name}")
+
+    def _take(self, spec: ProxySpec, tally: Tally) -> Publication:
+        """One bind attempt for one of our proxies."""
+        if len(self._listeners) >= self.grant.max_proxies:
+            word = f"client '{self.client}' already has {self.grant.max_proxies} proxies; raise max_proxies at the server"
+            raise BindFailed(Reason.NOT_ALLOWED, word, final=True)
+        sock, address = take_address(self.grant, spec, self._registry, listen)
+        publication = Publication(address, HostPort(address.addr, address.port), self._registry)
+        listener = self.relay.listen(
+            sock, index=self._index[spec.name], version=self._version, tally=tally, on_lost=publication.on_lost
+        )
+        listener.max_visitors = self._config.limits.max_visitors_per_proxy
+        publication.listener = listener
+        self._listeners[listener] = spec.name
+        listener.on_closed = lambda: self._listeners.pop(listener, None)
+        if spec.publish_port == 0 and self._registry.choose_port(self.client, spec.name, address.port):
+            self._remember_port(self.client, spec.name, address.port)
+        return publication
+
+    # Saying
+
+    def _report(self, proxy: Proxy) -> None:
+        """A proxy's status changed: the client gets the newest, in the order of first change."""
+        self._changed[proxy.spec.name] = proxy
+        self._nudge()
+        self._events.publish(
+            "proxy.status", client=self.client, proxy=proxy.spec.name,
+            status=proxy.status.value, reason=proxy.reason and proxy.reason.value, attempt=proxy.attempt,
+            message=proxy.error_message,
+        )  # fmt: skip
+
+    def _reply(self, message: Message) -> None:
+        if len(self._replies) >= MAX_REPLIES:
+            raise PeerLost(f"client '{self.client}' does not read its control channel")
+        self._replies.append(message)
+        self._nudge()
+
+    def _nudge(self) -> None:
+        self._wake.set()
+        self._wake = trio.Event()
+
+    async def _write(self) -> None:
+        while True:
+            wake = self._wake  # before the look: what is added after it sets this very event
+            while self._replies or self._changed:
+                with trio.fail_after(WRITE_SECONDS):
+                    await self._control.send(self._next_message())
+            await wake.wait()
+
+    def _next_message(self) -> Message:
+        if self._replies:
+            return self._replies.popleft()
+        proxy = self._changed.pop(next(iter(self._changed)))
+        self._seq += 1
+        return proxy.update(self._seq)
+
+    async def _beat(self) -> None:
+        """Heartbeats; two missed ones and the client is gone."""
+        seconds = self._config.limits.heartbeat_seconds
+        while True:
+            await trio.sleep(seconds)
+            silent = trio.current_time() - self._last_heard
+            if silent > 2 * seconds:
+                raise PeerLost(f"client '{self.client}' was silent for {silent:.0f} s")
+            self._beats += 1
+            self._reply(Heartbeat(self._beats))
+
+    async def answers(self) -> bool:
+        """Whether the client gives a sign of life within a second (asked when another process wants its place)."""
+        heard = self._last_heard
+        self._beats += 1
+        try:
+            self._reply(Heartbeat(self._beats))
+        except PeerLost:
+            return False
+        with trio.move_on_after(ANSWER_SECONDS):
+            while self._last_heard <= heard and not self.ended.is_set():
+                await self._heard.wait()
+        return self._last_heard > heard
+
+    # Seeing
+
+    def view(self) -> SessionView:
+        return SessionView(self.client, self.since, tuple(proxy.view() for proxy in self.proxies.values()))
+
+
+def _policy(asked: Retry) -> RetryPolicy:
+    """The client's policy, kept within reason: a server's port is not tried a thousand times a second for anybody."""
+    return RetryPolicy(
+        initial_delay=min(max(asked.initial_delay, MIN_DELAY_SECONDS), MAX_DELAY_SECONDS),
+        factor=min(max(asked.factor, 1.0), 100.0),
+        max_delay=min(max(asked.max_delay, MIN_DELAY_SECONDS), MAX_DELAY_SECONDS),
+        max_retries=None if asked.max_retries is None else max(asked.max_retries, 0),
+        jitter=min(max(asked.jitter, 0.0), 1.0),
+    )
