@@ -9,8 +9,8 @@ from typing import Any
 
 import trio
 
-from tunnel.admin import AdminSource, bind_admin, serve_admin
 from tunnel.addresses import HostPort
+from tunnel.admin import AdminSource, bind_admin, serve_admin
 from tunnel.client.app import Client, open_client
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.errors import unwrapped
@@ -37,7 +37,7 @@ async def serve(
     async with unwrapped(), open_server(config, linger=linger) as server, trio.open_nursery() as side:
         await _start_admin(side, config.admin, config.admin_required, server, _admin_token(config))
         task_status.started(server)
-        await (drain or trio.Event()).wait()
+        await (trio.Event() if drain is None else drain).wait()
         await server.drain(config.limits.drain_seconds)
         side.cancel_scope.cancel(reason="the server has drained")
 
@@ -67,7 +67,7 @@ async def run_client(
         await _start_admin(side, config.admin, True, client, _admin_token(config))
         task_status.started(client)
         side.start_soon(_run_once_or_ever, client, once, side.cancel_scope)
-        await (drain or trio.Event()).wait()
+        await (trio.Event() if drain is None else drain).wait()
         await client.drain(config.limits.drain_seconds)
         side.cancel_scope.cancel(reason="the client has drained")
 

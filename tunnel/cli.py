@@ -89,13 +89,17 @@ def serve(
     from tunnel.config_file import ServerOptions, load_server
 
     loaded = load_server(config, ServerOptions(listen, admin, state_dir))
-    sys.exit(run_serve(loaded, introduce=config is None, public_host=public_host, log_format=log_format, verbose=verbose))
+    sys.exit(
+        run_serve(loaded, introduce=config is None, public_host=public_host, log_format=log_format, verbose=verbose)
+    )
 
 
 @cli.command(context_settings=SETTINGS)
 @click.argument("server", required=False)
 @config_option
-@click.option("-p", "--proxy", "proxies", multiple=True, metavar="NAME=PUBLISH:TARGET", help="Publish this; repeatable.")
+@click.option(
+    "-p", "--proxy", "proxies", multiple=True, metavar="NAME=PUBLISH:TARGET", help="Publish this; repeatable."
+)
 @click.option("--token-file", type=FILE, help=f"File with the token (else {TOKEN_VARIABLE}).")
 @click.option("--pin", metavar="sha256:HEX", help="The server's key, as `serve` prints it.")
 @click.option("--admin", metavar="HOST:PORT", help="Open an admin address for `trio-tunnel status`.")
@@ -171,7 +175,9 @@ def retry(name: str, admin: str, state_dir: Path | None) -> None:
 
     token = StateDir.open(state_dir or default_state_dir()).admin_token()
     restarted = request_retry(_admin_address(admin), name, token)
-    click.echo("".join(f"{one}: starts afresh\n" for one in restarted) or f"{name} is listening; nothing to retry\n", nl=False)
+    click.echo(
+        "".join(f"{one}: starts afresh\n" for one in restarted) or f"{name} is listening; nothing to retry\n", nl=False
+    )
 
 
 @cli.command(context_settings=SETTINGS)

@@ -61,13 +61,12 @@ def run_serve(
 
 async def _serve(config: ServerConfig, announce: Callable[[Server], None]) -> int:
     stopping = Stopping()
-    async with unwrapped():
-        async with trio.open_nursery() as root:
-            await root.start(stopping.watch)
-            with stopping.scope:
-                async with trio.open_nursery() as nursery:
-                    announce(await nursery.start(partial(serve, config, drain=stopping.drain, linger=True)))
-            root.cancel_scope.cancel(reason="the server has ended")
+    async with unwrapped(), trio.open_nursery() as root:
+        await root.start(stopping.watch)
+        with stopping.scope:
+            async with trio.open_nursery() as nursery:
+                announce(await nursery.start(partial(serve, config, drain=stopping.drain, linger=True)))
+        root.cancel_scope.cancel(reason="the server has ended")
     return FORCED if stopping.forced else 0
 
 
@@ -81,7 +80,9 @@ def _first_token(config: ServerConfig) -> str | None:
 def _announce(server: Server, *, introduce: bool, public_host: str | None, token: str | None) -> None:
     if introduce:
         where = HostPort(public_host or reachable_host(server.where.host), server.where.port)
-        line = f"trio-tunnel connect {shlex.quote(str(where))} --pin {pin_text(certificate_pin_of_file(server.cert_file))}"
+        line = (
+            f"trio-tunnel connect {shlex.quote(str(where))} --pin {pin_text(certificate_pin_of_file(server.cert_file))}"
+        )
         if token is not None:
             print(f"TRIO_TUNNEL_TOKEN={token} {line}")  # noqa: T201
         else:
@@ -123,18 +124,17 @@ def run_connect(config: ClientConfig, *, once: bool, as_json: bool, log_format: 
 
 async def _connect(config: ClientConfig, once: bool, view: View, made: Callable[[Client], None]) -> int:
     stopping = Stopping()
-    async with unwrapped():
-        async with trio.open_nursery() as root:
-            await root.start(stopping.watch)
-            with stopping.scope:
-                async with trio.open_nursery() as nursery:
-                    client = await nursery.start(
-                        partial(run_client, config, once=once, drain=stopping.drain, linger=True)
-                    )
-                    made(client)
-                    root.start_soon(view.run, name="view")
-                    root.start_soon(show, client, view, name="statuses")
-            root.cancel_scope.cancel(reason="the client has ended")
+    async with unwrapped(), trio.open_nursery() as root:
+        await root.start(stopping.watch)
+        with stopping.scope:
+            async with trio.open_nursery() as nursery:
+                client = await nursery.start(
+                    partial(run_client, config, once=once, drain=stopping.drain, linger=True)
+                )
+                made(client)
+                root.start_soon(view.run, name="view")
+                root.start_soon(show, client, view, name="statuses")
+        root.cancel_scope.cancel(reason="the client has ended")
     return FORCED if stopping.forced else 0
 
 
@@ -149,7 +149,9 @@ async def show(client: Client, view: View) -> None:
         follower.wake = wake
         view.proxies({proxy.name: ", ".join(map(str, proxy.targets)) for proxy in client.config.proxies})
         if not client.config.proxies:
-            print("no proxy is published; add one with -p NAME=PUBLISH:TARGET, such as -p web=8001:8080", file=sys.stderr)  # noqa: T201
+            print(
+                "no proxy is published; add one with -p NAME=PUBLISH:TARGET, such as -p web=8001:8080", file=sys.stderr
+            )
         for update in client.statuses.values():
             view.status(update)
         _show_connection(view, client)

@@ -3,8 +3,8 @@
 import socket
 import sys
 import tempfile
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -92,22 +92,21 @@ async def _demo(folder: Path, busy: socket.socket, view: object, clients: list[C
 
     shown: View = view  # type: ignore[assignment]
     stopping = Stopping()
-    async with unwrapped():
-        async with trio.open_nursery() as root:
-            await root.start(stopping.watch)
-            async with _tunnel(folder, busy) as (client, _):
-                clients.append(client)
-                with trio.move_on_after(5):
-                    await client.wait_healthy("web")
-                web = client.statuses["web"]
-                print(f"\n    http://{web.publish_addr}:{web.publish_port}/\n", flush=True)  # noqa: T201
-                root.start_soon(shown.run, name="view")
-                root.start_soon(show, client, shown, name="statuses")
-                with trio.move_on_after(HELD_SECONDS):
-                    await stopping.drain.wait()
-                busy.close()
+    async with unwrapped(), trio.open_nursery() as root:
+        await root.start(stopping.watch)
+        async with _tunnel(folder, busy) as (client, _):
+            clients.append(client)
+            with trio.move_on_after(5):
+                await client.wait_healthy("web")
+            web = client.statuses["web"]
+            print(f"\n    http://{web.publish_addr}:{web.publish_port}/\n", flush=True)  # noqa: T201
+            root.start_soon(shown.run, name="view")
+            root.start_soon(show, client, shown, name="statuses")
+            with trio.move_on_after(HELD_SECONDS):
                 await stopping.drain.wait()
-            root.cancel_scope.cancel(reason="the demo is over")
+            busy.close()
+            await stopping.drain.wait()
+        root.cancel_scope.cancel(reason="the demo is over")
     return 0
 
 
@@ -135,7 +134,9 @@ async def _steps(folder: Path, busy: socket.socket) -> None:
         _done(f"server listening on {where}, TLS 1.3, its own certificate")
         await client.wait_healthy("web")
         web = client.statuses["web"]
-        _done(f"client connected, its server verified by pin; proxy 'web' is healthy at {web.publish_addr}:{web.publish_port}")
+        _done(
+            f"client connected, its server verified by pin; proxy 'web' is healthy at {web.publish_addr}:{web.publish_port}"
+        )
         await _fetch(HostPort(web.publish_addr, web.publish_port))
         _done("the page came through the tunnel")
         async for status in client.follow():
@@ -144,7 +145,9 @@ async def _steps(folder: Path, busy: socket.socket) -> None:
         taken = client.statuses["busy"]
         if taken.status is not Status.UNHEALTHY:
             raise TunnelError(f"proxy 'busy' is {taken.status}, though its port is taken")
-        _done(f"proxy 'busy' is {taken.status} ({taken.reason}): {taken.error_message}; retry in {taken.retry_after_seconds} s")
+        _done(
+            f"proxy 'busy' is {taken.status} ({taken.reason}): {taken.error_message}; retry in {taken.retry_after_seconds} s"
+        )
         busy.close()
         _done(f"port {taken.publish_port} was freed")
         await client.wait_healthy("busy")

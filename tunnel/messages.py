@@ -239,7 +239,9 @@ def strict_converter(*, forbid_extra_keys: bool) -> Converter:
         converter.register_structure_hook(closed_list, _member)
     converter.register_structure_hook_factory(
         lambda cls: hasattr(cls, "__attrs_attrs__"),
-        lambda cls, conv: _only_from_dict(make_dict_structure_fn(cls, conv, _cattrs_forbid_extra_keys=forbid_extra_keys)),
+        lambda cls, conv: _only_from_dict(
+            make_dict_structure_fn(cls, conv, _cattrs_forbid_extra_keys=forbid_extra_keys)
+        ),
     )
     converter.register_structure_hook_func(_is_tuple, lambda value, cls: _tuple(converter, value, cls))
     return converter

@@ -1,9 +1,9 @@
 """The law of a session, sans IO: what each side may say in which phase, and what its words must satisfy.
 
-    server side hears            client side hears
-    GREETING  Hello              GREETING  Welcome, Goodbye
-    READY     the rest           READY     the rest
-    ENDED     nothing            ENDED     nothing            (after Goodbye)
+server side hears            client side hears
+GREETING  Hello              GREETING  Welcome, Goodbye
+READY     the rest           READY     the rest
+ENDED     nothing            ENDED     nothing            (after Goodbye)
 """
 
 import re

@@ -19,8 +19,8 @@ from typing import Protocol
 import trio
 from attrs import frozen
 
-from tunnel.errors import Refused
 from tunnel.certificates import pin_text, spki_pin
+from tunnel.errors import Refused
 
 RECEIVE_BYTES = 64 * 1024  # one system call feeds the BIO; BIOs never shrink, so not more
 

@@ -87,7 +87,9 @@ def _headers(pairs: h11._headers.Headers) -> dict[str, str]:
 
 
 def accept_key(key: str) -> str:
-    return base64.b64encode(hashlib.sha1(key.encode("latin-1") + WEBSOCKET_GUID, usedforsecurity=False).digest()).decode()
+    return base64.b64encode(
+        hashlib.sha1(key.encode("latin-1") + WEBSOCKET_GUID, usedforsecurity=False).digest()
+    ).decode()
 
 
 def switching_protocols(head: Head) -> bytes:

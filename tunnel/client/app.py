@@ -54,7 +54,9 @@ class Client:
         self._retry_at: dict[str, float] = {}
         self._changed = trio.Event()
         for proxy in config.proxies:
-            self._post(_own_status(proxy.name, proxy.publish.host, proxy.publish.port, Reason.CONNECTING, "not connected yet"))
+            self._post(
+                _own_status(proxy.name, proxy.publish.host, proxy.publish.port, Reason.CONNECTING, "not connected yet")
+            )
 
     # Lifetime
 

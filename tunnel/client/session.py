@@ -28,10 +28,11 @@ from tunnel.messages import (
     Message,
     ProxyStatusUpdate,
     RetryProxy,
-    TargetHealth,
     TicketRequest,
-    Tickets as TicketsMessage,
     Welcome,
+)
+from tunnel.messages import (
+    Tickets as TicketsMessage,
 )
 from tunnel.protocol import HEARD_BY_CLIENT, Law
 from tunnel.relay import Engine
@@ -119,7 +120,9 @@ class ClientSession:
                 nursery.start_soon(self._write, name="control writer")
                 nursery.start_soon(self._beat, _within(welcome.heartbeat_seconds, HEARTBEAT_SECONDS), name="heartbeat")
                 for number in range(self._config.data_channels):
-                    nursery.start_soon(keep_channel, self._dialer, self._tickets, self.relay, name=f"data channel {number}")
+                    nursery.start_soon(
+                        keep_channel, self._dialer, self._tickets, self.relay, name=f"data channel {number}"
+                    )
                 for proxy in self._config.proxies:
                     if proxy.health_check is not None:
                         nursery.start_soon(watch_target, proxy, self.say, name=f"health check of {proxy.name}")

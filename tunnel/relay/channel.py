@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING
 
 from tunnel.errors import RemoteProtocolError
 from tunnel.frames import (
-    CLOSE, DATA, FIN, FRAME, FRAME_HEAD, MAX_NUMBER, OPEN, OPEN_PAYLOAD, PING, PONG, WS_ROOM,
-    Abort, FrameReader, control_message, put_message_head,
+    CLOSE,
+    DATA,
+    FIN,
+    FRAME,
+    FRAME_HEAD,
+    MAX_NUMBER,
+    OPEN,
+    OPEN_PAYLOAD,
+    PING,
+    PONG,
+    WS_ROOM,
+    Abort,
+    FrameReader,
+    control_message,
+    put_message_head,
 )  # fmt: skip
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
 from tunnel.relay.stream import Stream

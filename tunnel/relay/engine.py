@@ -78,7 +78,9 @@ class Engine:
         self.pings = DeadlineQueue[Channel](PING_SECONDS, lambda channel: channel.ping())
         self.pongs = DeadlineQueue[Channel](PONG_SECONDS, lambda channel: channel.lost("no sign of life"))
         self.dials = DeadlineQueue[Stream](limits.dial_seconds, lambda stream: stream.refuse(Abort.DIAL_TIMEOUT))
-        self.waits = DeadlineQueue[Stream](limits.channel_wait_seconds, lambda stream: stream.refuse(Abort.CHANNEL_LOST))
+        self.waits = DeadlineQueue[Stream](
+            limits.channel_wait_seconds, lambda stream: stream.refuse(Abort.CHANNEL_LOST)
+        )
         self.half_closed = DeadlineQueue[Stream](limits.half_closed_seconds, self._silent)
         self.pauses = DeadlineQueue[Listener](SHORTAGE_SECONDS, lambda listener: listener.resume())
         self.errors = 0  # caught by walls

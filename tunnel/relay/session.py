@@ -39,7 +39,11 @@ class RelaySession:
     """Made by `Engine.attach`. The server's accepts visitors and opens streams; the client's is given a `route`."""
 
     def __init__(
-        self, engine: "Engine", *, route: Callable[[int, int], Route | None] | None = None, max_streams: int | None = None
+        self,
+        engine: "Engine",
+        *,
+        route: Callable[[int, int], Route | None] | None = None,
+        max_streams: int | None = None,
     ) -> None:
         self.engine = engine
         self.streams: dict[int, Stream] = {}

@@ -313,4 +313,3 @@ class Stream:
             self.fd = -1
         self.held = None
         return True
-

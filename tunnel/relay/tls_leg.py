@@ -4,7 +4,6 @@ Chosen when the target is attached, so that no frame of a plain target pays for 
 close_notify was cut: `recv_into` raises, and the visitor sees a reset.
 """
 
-import socket
 import ssl
 
 from tunnel.relay.poller import WRITE
@@ -103,5 +102,3 @@ class TlsLeg:
             except (BlockingIOError, InterruptedError):
                 return False
             self._unsent = self._unsent[sent:]
-
-

@@ -53,7 +53,9 @@ def bind(where: HostPort, *, listen: Callable[[str, int], socket.socket], held_b
     except OSError as exc:
         raise explain(where, exc) from exc
     except OverflowError as exc:
-        raise BindFailed(Reason.MALFORMED_ADDR, f"{where.port} is not a port; publish on 0 to 65535", final=True) from exc
+        raise BindFailed(
+            Reason.MALFORMED_ADDR, f"{where.port} is not a port; publish on 0 to 65535", final=True
+        ) from exc
 
 
 def explain(where: HostPort, exc: OSError) -> BindFailed:

@@ -15,7 +15,6 @@ from functools import partial
 import trio
 
 from tunnel.config import Grant, ServerConfig
-from tunnel.control import open_server_control
 from tunnel.errors import PeerLost, RemoteProtocolError
 from tunnel.logs import RateLimited, log_fields
 from tunnel.messages import Farewell
@@ -151,7 +150,9 @@ class Gate:
         elif head.path == "/data":
             await self._data(stream, head, visit)
         else:
-            await self._refuse(stream, 404, "not_found", "this is a trio-tunnel server; connect with `trio-tunnel connect`")
+            await self._refuse(
+                stream, 404, "not_found", "this is a trio-tunnel server; connect with `trio-tunnel connect`"
+            )
 
     async def _refuse(self, stream: TlsStream, status: int, reason: str, message: str, **more: str) -> None:
         with trio.move_on_after(REFUSE_SECONDS):

@@ -233,7 +233,9 @@ class Session:
     def _take(self, spec: ProxySpec, tally: Tally) -> Publication:
         """One bind attempt for one of our proxies."""
         if len(self._listeners) >= self.grant.max_proxies:
-            word = f"client '{self.client}' already has {self.grant.max_proxies} proxies; raise max_proxies at the server"
+            word = (
+                f"client '{self.client}' already has {self.grant.max_proxies} proxies; raise max_proxies at the server"
+            )
             raise BindFailed(Reason.NOT_ALLOWED, word, final=True)
         sock, address = take_address(self.grant, spec, self._registry, listen)
         publication = Publication(address, HostPort(address.addr, address.port), self._registry)
