@@ -24,6 +24,7 @@ version 1: as drawn.
 """
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Protocol
 
@@ -68,7 +69,6 @@ class Receiver(Protocol):
     """What a `FrameReader` tells, synchronously, in the order of the bytes."""
 
     def on_open(self, stream: int, index: int, version: int) -> None: ...
-    def on_data(self, stream: int, data: memoryview) -> None: ...
     def on_fin(self, stream: int) -> None: ...
     def on_credit(self, stream: int, count: int) -> None: ...
     def on_rst(self, stream: int, reason: int) -> None: ...
@@ -78,16 +78,26 @@ class Receiver(Protocol):
     def on_close(self) -> None: ...
 
 
+class Sink(Protocol):
+    """Where the DATA of one stream goes; called for each piece, in order."""
+
+    def deliver(self, data: memoryview) -> None: ...
+
+
 class FrameReader:
-    """Parses one direction of a channel, whatever the pieces it comes in. `masked`: the peer is a client."""
+    """Parses one direction of a channel, whatever the pieces it comes in.
+
+    `find` gives a stream's sink, None for one that is gone. `masked`: the peer is a client.
+    """
 
     __slots__ = (
-        "_data_left", "_data_stream", "_fragmented", "_head", "_mask", "_mask_at", "_masked", "_message_left",
+        "_data_left", "_data_stream", "_find", "_fragmented", "_head", "_mask", "_mask_at", "_masked", "_message_left",
         "_partial", "_receiver",
     )  # fmt: skip
 
-    def __init__(self, receiver: Receiver, *, masked: bool) -> None:
+    def __init__(self, receiver: Receiver, find: Callable[[int], Sink | None], *, masked: bool) -> None:
         self._receiver = receiver
+        self._find = find
         self._masked = masked
         self._head = b""  # of a WebSocket frame, while it is not whole; at most WS_ROOM + WS_MAX_CONTROL bytes
         self._fragmented = False  # a WebSocket message goes on in a continuation frame
@@ -101,7 +111,7 @@ class FrameReader:
     def feed(self, view: memoryview) -> None:
         """Handle all of `view` (writable); DATA is passed on as slices of it, as it comes.
 
-        Raises `RemoteProtocolError`; the channel is then over.
+        Raises `RemoteProtocolError`, its own or a sink's; the channel is then over.
         """
         at, end = 0, len(view)
         while at < end:
@@ -120,23 +130,25 @@ class FrameReader:
             at = stop
 
     def _frames(self, view: memoryview, at: int, stop: int) -> None:
-        receiver = self._receiver
-        while at < stop:
-            if self._data_left:
-                take = stop - at
-                if take > self._data_left:
-                    take = self._data_left
-                self._data_left -= take
-                receiver.on_data(self._data_stream, view[at : at + take])
-                at += take
-                continue
-            if stop - at < FRAME_HEAD:
-                break
-            word, stream = FRAME.unpack_from(view, at)
+        receiver, find, unpack = self._receiver, self._find, FRAME.unpack_from
+        if self._data_left:
+            at = self._go_on_with_data(view, at, stop)
+        while stop - at >= FRAME_HEAD:
+            word, stream = unpack(view, at)
             kind = word & KIND_MASK
             if kind == DATA:
-                self._data_left, self._data_stream = word & NUMBER_MASK, stream
-            elif kind == CREDIT:
+                at += FRAME_HEAD
+                end = at + (word & NUMBER_MASK)
+                if end > stop:
+                    self._data_left, self._data_stream = end - at, stream
+                    self._go_on_with_data(view, at, stop)
+                    return
+                sink = find(stream)
+                if sink is not None:  # else the frame crossed our RST
+                    sink.deliver(view[at:end])
+                at = end
+                continue
+            if kind == CREDIT:
                 receiver.on_credit(stream, word & NUMBER_MASK)
             elif kind == OPEN:
                 size = _open_size(word)
@@ -156,6 +168,16 @@ class FrameReader:
         if at < stop:
             self._partial = bytes(view[at:stop])
 
+    def _go_on_with_data(self, view: memoryview, at: int, stop: int) -> int:
+        """Pass on what is here of a DATA frame that does not end here, or did not begin here."""
+        end = min(at + self._data_left, stop)
+        if end > at:
+            self._data_left -= end - at
+            sink = self._find(self._data_stream)
+            if sink is not None:
+                sink.deliver(view[at:end])
+        return end
+
     def _complete(self, view: memoryview, at: int, stop: int) -> int:
         """Take from `view` what the partial frame lacks; handle it if that is all there. Returns where it ends."""
         partial = self._partial
@@ -171,6 +193,7 @@ class FrameReader:
         return at
 
     def _begin_message(self, view: memoryview, at: int) -> int:
+        """Take in what `view` has of a WebSocket frame's head; returns where its payload begins."""
         head = self._head + bytes(view[at : at + WS_ROOM + WS_MAX_CONTROL - len(self._head)])
         used = self._parse_head(head)
         if used == 0:  # not whole, so all of `view` is in it

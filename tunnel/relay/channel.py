@@ -41,6 +41,7 @@ INBOUND_BYTES = 1024 * 1024  # taken from one channel in one turn, so that the o
 FIRST_ROUND_TRIP = 0.2  # seconds, until the first pong has told; too long only lets a window grow early
 
 assert CAPACITY < MAX_NUMBER
+_pack_head = FRAME.pack_into
 
 
 class Channel:
@@ -61,7 +62,7 @@ class Channel:
         self._tls: ssl.SSLObject = parts.tls
         self._incoming, self._outgoing = parts.incoming, parts.outgoing
         self._masks = masks
-        self._reader = FrameReader(self, masked=not masks)
+        self._reader = FrameReader(self, session.streams.get, masked=not masks)
         self._out: tuple[bytearray, memoryview] | None = None  # lent by the engine while frames are pending
         self._pos = WS_ROOM
         self._overflow: deque[bytes] = deque()  # small frames for which the batch had no room; a few for each stream
@@ -170,17 +171,6 @@ class Channel:
 
     # What the frames say (`frames.Receiver`)
 
-    def on_data(self, sid: int, data: memoryview) -> None:
-        stream = self.session.streams.get(sid)
-        if stream is None:
-            return  # it crossed our RST
-        try:
-            stream.deliver(data)
-        except RemoteProtocolError:
-            raise
-        except Exception as exc:
-            self.engine.wall(stream, exc)
-
     def on_credit(self, sid: int, count: int) -> None:
         stream = self.session.streams.get(sid)
         if stream is not None:
@@ -233,7 +223,7 @@ class Channel:
         if pos + FRAME_HEAD > CAPACITY:
             self._overflow.append(FRAME.pack(word, sid))
             return
-        FRAME.pack_into(self._buffer(), pos, word, sid)
+        _pack_head(self._buffer(), pos, word, sid)
         self._pos = pos + FRAME_HEAD
         self.stir()
 
@@ -279,49 +269,52 @@ class Channel:
             self._buffer()[self._pos : self._pos + len(frame)] = frame
             self._pos += len(frame)
         limit = WS_ROOM + BATCH_BYTES
-        fresh, bulk = self.fresh, self.bulk
-        waiting = len(bulk)
-        while fresh and self._pos < limit:
-            self._take(fresh.popleft())
-        while waiting and self._pos < limit:
-            waiting -= 1
-            self._take(bulk.popleft())
+        bulk = len(self.bulk)
+        self._read_streams(self.fresh, len(self.fresh))
+        self._read_streams(self.bulk, min(bulk, len(self.bulk)))
 
-    def _take(self, stream: Stream) -> None:
-        if not stream.alive:
-            return
-        want = stream.credit
-        if want <= 0:
-            stream.queued = None  # parked; CREDIT brings it back
-            return
-        if want > READ_BYTES:
-            want = READ_BYTES
-        stream.queued = False
-        pos = self._pos
-        buffer = self._buffer()
-        begin = pos + FRAME_HEAD
-        try:
-            size = stream.recv_into(self._out[1][begin : begin + want])  # type: ignore[index]
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            stream.abort(Abort.RESET)
-            return
-        except Exception as exc:
-            self.engine.wall(stream, exc)
-            return
-        if size:
-            FRAME.pack_into(buffer, pos, DATA | size, stream.sid)
+    def _read_streams(self, queue: deque[Stream], count: int) -> None:
+        """One read of each of the first `count` streams, in place behind its frame's head, while the batch has room."""
+        limit = WS_ROOM + BATCH_BYTES
+        bulk = self.bulk
+        while count and self._pos < limit:
+            count -= 1
+            stream = queue.popleft()
+            if not stream.alive:
+                continue
+            want = stream.credit
+            if want <= 0:
+                stream.queued = None  # parked; CREDIT brings it back
+                continue
+            if want > READ_BYTES:
+                want = READ_BYTES
+            stream.queued = False
+            out = self._out
+            if out is None:
+                out = self._out = self.engine.lend()
+            pos = self._pos
+            begin = pos + FRAME_HEAD
+            try:
+                size = stream.recv_into(out[1][begin : begin + want])
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError:
+                stream.abort(Abort.RESET)
+                continue
+            except Exception as exc:
+                self.engine.wall(stream, exc)
+                continue
+            if not size:
+                self.put(FIN, stream.sid)
+                stream.at_end()
+                continue
+            _pack_head(out[0], pos, DATA | size, stream.sid)
             self._pos = begin + size
             stream.credit -= size
-            stream.moved += size
-            stream.tally.read += size
+            stream.bytes_read += size
             if size == want or stream.ending:
                 stream.queued = True
-                self.bulk.append(stream)
-        else:
-            self.put(FIN, stream.sid)
-            stream.at_end()
+                bulk.append(stream)
 
     def _encrypt(self) -> None:
         write, outgoing, ready = self._tls.write, self._outgoing, self._unsent

@@ -43,8 +43,7 @@ class EpollPoller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._fd = self._epoll.fileno()
-        poll = self._epoll.poll
-        self.poll: Callable[[float], list[tuple[int, int]]] = lambda timeout: poll(timeout, MAX_EVENTS)
+        self.poll: Callable[[float], list[tuple[int, int]]] = self._epoll.poll
         self._edges = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
     def register(self, fd: int, entry: Entry) -> None:

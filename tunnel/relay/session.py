@@ -152,7 +152,7 @@ class RelaySession:
 
     def _keep(self, stream: Stream) -> None:
         self.streams[stream.sid] = stream
-        self.engine.budget.take(FIRST_WINDOW)
+        self.engine.budget.free -= FIRST_WINDOW  # whether there is room was asked before
         self.engine.open_streams += 1
 
     def forget(self, stream: Stream) -> None:
@@ -170,9 +170,6 @@ class RelaySession:
         """One direction has ended: from now on silence has a deadline."""
         stream.silent_at = stream.moved
         self.engine.half_closed.add(stream, self.engine.now())
-
-    def overrun(self, stream: Stream) -> RemoteProtocolError:
-        return RemoteProtocolError(f"DATA beyond the credit of stream {stream.sid}")
 
     # Listeners
 

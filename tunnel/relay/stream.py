@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import Factory, define
 
+from tunnel.errors import RemoteProtocolError
 from tunnel.frames import CREDIT, FIRST_WINDOW, RST, Abort, grown_window
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
 from tunnel.tls import reset
@@ -16,18 +17,44 @@ if TYPE_CHECKING:
     from tunnel.relay.engine import Member
     from tunnel.relay.session import RelaySession
 
-_READABLE = READ | READ_END | HANGUP
+JOINED_BYTES = 16 * 1024  # of data held for a slow local socket, kept in one piece
+_ENDING = READ_END | HANGUP
+_RARE = ERROR | _ENDING
 
 
 @define(eq=False, slots=True)
 class Tally:
-    """One proxy's figures: plain attributes, added to on the hot path and read by whoever makes a snapshot."""
+    """One proxy's figures. Streams count for themselves; whoever makes a snapshot adds them up, and each adds itself
+    when it ends, so that the hot path has one counter to touch and not three."""
 
-    visitors: int = 0
     visitors_total: int = 0
-    read: int = 0  # bytes taken from local sockets
-    written: int = 0  # bytes delivered to local sockets
     refused: dict[str, int] = Factory(dict)
+    _read: int = 0
+    _written: int = 0
+    _streams: "set[Stream]" = Factory(set)
+
+    @property
+    def visitors(self) -> int:
+        return len(self._streams)
+
+    @property
+    def read(self) -> int:
+        """Bytes taken from local sockets."""
+        return self._read + sum(stream.bytes_read for stream in self._streams)
+
+    @property
+    def written(self) -> int:
+        """Bytes delivered to local sockets."""
+        return self._written + sum(stream.bytes_written for stream in self._streams)
+
+    def enter(self, stream: "Stream") -> None:
+        self.visitors_total += 1
+        self._streams.add(stream)
+
+    def leave(self, stream: "Stream") -> None:
+        self._streams.remove(stream)
+        self._read += stream.bytes_read
+        self._written += stream.bytes_written
 
     def refuse(self, reason: Abort) -> None:
         key = reason.name.lower()
@@ -62,8 +89,9 @@ class Stream:
     """
 
     __slots__ = (
-        "alive", "allowance", "channel", "connecting", "credit", "ended", "ending", "fd", "fin_seen", "granted_at",
-        "held", "moved", "owed", "queued", "recv_into", "send", "session", "shut", "sid", "silent_at", "sock", "tally", "window",
+        "alive", "allowance", "bytes_read", "bytes_written", "channel", "connecting", "credit", "ended", "ending", "fd",
+        "fin_seen", "grant_at", "granted_at", "held", "held_size", "queued", "recv_into", "send", "session", "shut", "sid",
+        "silent_at", "sock", "tally", "window",
     )  # fmt: skip
 
     def __init__(self, session: "RelaySession", sid: int, tally: Tally) -> None:
@@ -77,18 +105,23 @@ class Stream:
         self.connecting = False
         self.credit = FIRST_WINDOW  # what we may send
         self.window = self.allowance = FIRST_WINDOW  # what we granted, and what is left of it
-        self.owed = 0  # delivered, not yet granted again
+        self.grant_at = FIRST_WINDOW >> 1  # grant again when the allowance has come down to this
         self.granted_at = 0.0
-        self.held: deque[bytes | memoryview] | None = deque()
+        self.held: deque[bytearray | memoryview] | None = deque()
+        self.held_size = 0
         self.queued: bool | None = False
         self.ending = False  # the local peer's FIN is near: read until it comes
         self.ended = False  # we sent FIN
         self.fin_seen = False  # they sent FIN
         self.shut = False  # and the local socket was told
-        self.moved = 0  # bytes, both ways
-        self.silent_at = -1  # `moved` when the half-closed deadline began
-        tally.visitors += 1
-        tally.visitors_total += 1
+        self.bytes_read = self.bytes_written = 0  # from and to the local socket
+        self.silent_at = -1  # bytes moved when the half-closed deadline began
+        tally.enter(self)
+
+    @property
+    def moved(self) -> int:
+        """Bytes, both ways."""
+        return self.bytes_read + self.bytes_written
 
     # Local side: attaching and events
 
@@ -111,19 +144,31 @@ class Stream:
         self.session.engine.wake()
 
     def on_event(self, event: int) -> None:
+        if event & _RARE or self.connecting:
+            self._rare_event(event)
+            return
+        if event & WRITE and self.held is not None:
+            self.release_held()
+        if event & READ and self.queued is False:
+            channel = self.channel
+            if channel is not None and self.alive:
+                self.queued = True
+                channel.fresh.append(self)
+                if not channel.stirred:
+                    channel.stir()
+
+    def _rare_event(self, event: int) -> None:
         if self.connecting:
             self._dialled(event)
             return
         if event & ERROR:
             self.abort(Abort.RESET)  # at once, whatever the credit: this edge does not come again
             return
+        self.ending = True
         if event & WRITE and self.held is not None:
             self.release_held()
-        if event & _READABLE:
-            if event & (READ_END | HANGUP):
-                self.ending = True
-            if self.queued is False and not self.ended:
-                self.ready()
+        if self.queued is False and not self.ended:
+            self.ready()
 
     def wants(self) -> int:
         wants = READ if not self.ended and self.queued is False else 0
@@ -187,44 +232,53 @@ class Stream:
         size = len(data)
         self.allowance -= size
         if self.allowance < 0:
-            raise self.session.overrun(self)
-        if self.held is None:
-            try:
-                sent = self.send(data)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError:
-                self.abort(Abort.RESET)
-                return
-            if sent:
-                self.delivered(sent)
-            if sent == size:
-                return
+            raise RemoteProtocolError(f"DATA beyond the credit, or the FIN, of stream {self.sid}")
+        if self.held is not None:
+            self._hold(data)
+            return
+        try:
+            sent = self.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self.abort(Abort.RESET)
+            return
+        except Exception as exc:
+            self.session.engine.wall(self, exc)
+            return
+        self.bytes_written += sent
+        if sent < size:
             self.held = deque()
-            data = data[sent:]
-        self.held.append(bytes(data))
-
-    def delivered(self, size: int) -> None:
-        self.tally.written += size
-        self.moved += size
-        self.owed += size
-        if self.owed >= self.window >> 1:
+            self._hold(data[sent:])
+        if self.allowance <= self.grant_at:
             self._grant()
 
+    def _hold(self, data: memoryview) -> None:
+        """Small pieces are joined: a peer that sends single bytes must not cost a hundred each."""
+        assert self.held is not None
+        self.held_size += len(data)
+        last = self.held[-1] if self.held else None
+        if isinstance(last, bytearray) and len(last) < JOINED_BYTES:
+            last += data
+        else:
+            self.held.append(bytearray(data))
+
     def _grant(self) -> None:
+        """Give back what was delivered, once it is half a window; more, if the window seems to be the limit."""
+        owed = self.window - self.allowance - self.held_size
         channel = self.channel
-        if channel is None or self.fin_seen:
+        if owed < self.window >> 1 or channel is None or self.fin_seen:
             return
         engine = self.session.engine
         now = engine.now()
         if self.held is None:  # a local socket that lags behind has window enough
-            window = grown_window(self.window, now - self.granted_at, channel.round_trip)
-            if window != self.window and engine.budget.take(window - self.window):
-                self.owed += window - self.window
-                self.window = window
-        channel.put(CREDIT | self.owed, self.sid)
-        self.allowance += self.owed
-        self.owed = 0
+            growth = grown_window(self.window, now - self.granted_at, channel.round_trip) - self.window
+            if growth and engine.budget.take(growth):
+                owed += growth
+                self.window += growth
+                self.grant_at = self.window >> 1
+        channel.put(CREDIT | owed, self.sid)
+        self.allowance += owed
         self.granted_at = now
 
     def release_held(self) -> None:
@@ -239,12 +293,14 @@ class Stream:
             except OSError:
                 self.abort(Abort.RESET)
                 return
+            self.bytes_written += sent
+            self.held_size -= sent
             if sent < len(data):
                 held[0] = memoryview(data)[sent:]
-                self.delivered(sent)
+                self._grant()
                 return
             held.popleft()
-            self.delivered(sent)
+            self._grant()
         self.held = None
         if self.fin_seen:
             self._shut()
@@ -252,6 +308,7 @@ class Stream:
     def fin(self) -> None:
         """They will send no more."""
         self.fin_seen = True
+        self.allowance = 0  # and so must not
         if self.held is None:
             self._shut()
 
@@ -306,7 +363,7 @@ class Stream:
         if not self.alive:
             return False
         self.alive = False
-        self.tally.visitors -= 1
+        self.tally.leave(self)
         self.session.forget(self)
         if self.fd >= 0:
             self.session.engine.unregister(self.fd)
