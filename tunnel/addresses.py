@@ -135,7 +135,7 @@ def parse_target(text: str) -> Target:
 
 
 def parse_proxy_option(text: str) -> tuple[str, HostPort, Target]:
-    """The value of ``-p``: NAME=PUBLISH:TARGET. PUBLISH is digits up to the first colon, or an IP literal and a port."""
+    """The value of ``-p``: NAME=PUBLISH:TARGET. PUBLISH is digits up to the first colon, or IP literal and port."""
     name, equals, rest = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is not a proxy; write NAME=PUBLISH:TARGET, such as web=8001:127.0.0.1:8080")

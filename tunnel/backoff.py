@@ -21,8 +21,13 @@ class RetryPolicy:
     initial_delay: float = field(default=2.0, validator=validators.gt(0))
     factor: float = field(default=2.0, validator=validators.ge(1))
     max_delay: float = field(default=60.0, validator=validators.gt(0))
-    max_retries: int | None = field(default=10, validator=validators.optional(validators.ge(0)))
+    max_retries: int | None = field(default=10)
     jitter: float = field(default=0.0, validator=[validators.ge(0), validators.le(1)])
+
+    @max_retries.validator
+    def _check_max_retries(self, _attribute: object, value: int | None) -> None:
+        if value is not None and value < 0:
+            raise ValueError(f"max_retries must be 0 or more, not {value}")
 
     def delays(self, rand: Callable[[], float] = random.random) -> Iterator[float]:
         """Yield the wait before each retry; `rand` returns [0, 1). Ends when the retries are used up."""

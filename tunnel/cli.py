@@ -1,4 +1,7 @@
-"""The command line: parses, calls, prints. Exit codes: 0 done, 1 failed, 2 usage or config, 3 refused, 130 second signal."""
+"""The command line: parses, calls, prints.
+
+Exit codes: 0 done, 1 failed, 2 usage or config, 3 refused, 130 second signal.
+"""
 
 import os
 import sys

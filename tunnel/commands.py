@@ -128,9 +128,7 @@ async def _connect(config: ClientConfig, once: bool, view: View, made: Callable[
         await root.start(stopping.watch)
         with stopping.scope:
             async with trio.open_nursery() as nursery:
-                client = await nursery.start(
-                    partial(run_client, config, once=once, drain=stopping.drain, linger=True)
-                )
+                client = await nursery.start(partial(run_client, config, once=once, drain=stopping.drain, linger=True))
                 made(client)
                 root.start_soon(view.run, name="view")
                 root.start_soon(show, client, view, name="statuses")
@@ -149,9 +147,8 @@ async def show(client: Client, view: View) -> None:
         follower.wake = wake
         view.proxies({proxy.name: ", ".join(map(str, proxy.targets)) for proxy in client.config.proxies})
         if not client.config.proxies:
-            print(
-                "no proxy is published; add one with -p NAME=PUBLISH:TARGET, such as -p web=8001:8080", file=sys.stderr
-            )
+            hint = "no proxy is published; add one with -p NAME=PUBLISH:TARGET, such as -p web=8001:8080"
+            print(hint, file=sys.stderr)  # noqa: T201
         for update in client.statuses.values():
             view.status(update)
         _show_connection(view, client)

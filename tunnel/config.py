@@ -90,7 +90,7 @@ class ProxyConfig:
 
 @frozen
 class ClientConfig:
-    """`trio-tunnel connect`. Trust is `pin` (32 bytes), or `ca_file`, or the system's CAs; pin and CA must both hold."""
+    """`trio-tunnel connect`. Trust is `pin` (32 bytes), `ca_file`, both (then both must hold), or the system's CAs."""
 
     server: HostPort
     token: str = field(repr=False)

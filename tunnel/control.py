@@ -129,9 +129,10 @@ async def open_client_control(
 
     Raises `Refused` when the server answers with an error, `PeerLost` when it does not answer.
     """
+    any_stream: Any = stream  # annotated as TCP or Trio's TLS there; nothing but `trio.abc.Stream` is used
     wrap = partial(
         trio_websocket.wrap_client_stream,
-        stream=stream,
+        stream=any_stream,
         host=host,
         resource=path,
         extra_headers=[(name.encode(), value.encode()) for name, value in headers.items()],

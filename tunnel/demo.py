@@ -14,7 +14,7 @@ from tunnel import logs
 from tunnel.addresses import HostPort, Target
 from tunnel.api import Client, connect, serve
 from tunnel.certificates import certificate_pin_of_file
-from tunnel.client.view import make_view
+from tunnel.client.view import View, make_view
 from tunnel.commands import Stopping, show
 from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
 from tunnel.errors import TunnelError, unwrapped
@@ -87,10 +87,7 @@ def _show_demo(folder: Path, busy: socket.socket, verbose: int) -> int:
         return trio.run(_demo, folder, busy, view, clients)
 
 
-async def _demo(folder: Path, busy: socket.socket, view: object, clients: list[Client]) -> int:
-    from tunnel.client.view import View
-
-    shown: View = view  # type: ignore[assignment]
+async def _demo(folder: Path, busy: socket.socket, view: View, clients: list[Client]) -> int:
     stopping = Stopping()
     async with unwrapped(), trio.open_nursery() as root:
         await root.start(stopping.watch)
@@ -100,8 +97,8 @@ async def _demo(folder: Path, busy: socket.socket, view: object, clients: list[C
                 await client.wait_healthy("web")
             web = client.statuses["web"]
             print(f"\n    http://{web.publish_addr}:{web.publish_port}/\n", flush=True)  # noqa: T201
-            root.start_soon(shown.run, name="view")
-            root.start_soon(show, client, shown, name="statuses")
+            root.start_soon(view.run, name="view")
+            root.start_soon(show, client, view, name="statuses")
             with trio.move_on_after(HELD_SECONDS):
                 await stopping.drain.wait()
             busy.close()
@@ -119,7 +116,7 @@ async def _check(folder: Path, busy: socket.socket) -> int:
             with trio.fail_after(CHECK_SECONDS):
                 await _steps(folder, busy)
     except (TunnelError, OSError, trio.TooSlowError) as exc:
-        print(f"FAILED: {exc or f'not done within {CHECK_SECONDS:g} s'}", file=sys.stderr)  # noqa: T201
+        print(f"FAILED: {str(exc) or f'not done within {CHECK_SECONDS:g} s'}", file=sys.stderr)  # noqa: T201
         return 1
     print("all of it works", flush=True)  # noqa: T201
     return 0
@@ -135,7 +132,8 @@ async def _steps(folder: Path, busy: socket.socket) -> None:
         await client.wait_healthy("web")
         web = client.statuses["web"]
         _done(
-            f"client connected, its server verified by pin; proxy 'web' is healthy at {web.publish_addr}:{web.publish_port}"
+            "client connected, its server verified by pin; "
+            f"proxy 'web' is healthy at {web.publish_addr}:{web.publish_port}"
         )
         await _fetch(HostPort(web.publish_addr, web.publish_port))
         _done("the page came through the tunnel")
@@ -146,7 +144,8 @@ async def _steps(folder: Path, busy: socket.socket) -> None:
         if taken.status is not Status.UNHEALTHY:
             raise TunnelError(f"proxy 'busy' is {taken.status}, though its port is taken")
         _done(
-            f"proxy 'busy' is {taken.status} ({taken.reason}): {taken.error_message}; retry in {taken.retry_after_seconds} s"
+            f"proxy 'busy' is {taken.status} ({taken.reason}): {taken.error_message}; "
+            f"retry in {taken.retry_after_seconds} s"
         )
         busy.close()
         _done(f"port {taken.publish_port} was freed")

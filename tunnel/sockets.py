@@ -35,7 +35,7 @@ def listen(addr: str, port: int, *, family: int | None = None) -> socket.socket:
 
 
 def is_addr_present(addr: str) -> bool:
-    """Whether this host (still) has the address: a listener bound to one that went away hears nothing and says nothing."""
+    """Whether this host (still) has the address: a listener on one that went away hears and says nothing."""
     family = socket.AF_INET6 if ":" in addr else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

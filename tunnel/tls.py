@@ -60,8 +60,8 @@ def pin_check(pin: bytes) -> Callable[[ssl.SSLObject], None]:
         if not hmac.compare_digest(theirs, pin):
             raise Refused(
                 "pin_mismatch",
-                f"the server's key is {pin_text(theirs)}, not the pinned {pin_text(pin)}; either the server has a new key "
-                "(compare with what `trio-tunnel serve` prints there) or somebody is in between",
+                f"the server's key is {pin_text(theirs)}, not the pinned {pin_text(pin)}; either the server has a new "
+                "key (compare with what `trio-tunnel serve` prints there) or somebody is in between",
                 trust=True,
             )
 
@@ -78,6 +78,11 @@ class Detached:
     outgoing: ssl.MemoryBIO
     plaintext: bytes  # decrypted, not yet consumed
     unsent: bytes  # ciphertext the kernel has not taken
+
+
+def read_into(tls: ssl.SSLObject, size: int, buffer: memoryview) -> int:
+    """`SSLObject.read` into a buffer: how many bytes came, 0 for close_notify. (typeshed knows only the other form.)"""
+    return tls.read(size, buffer)  # type: ignore[return-value, arg-type, unused-ignore]
 
 
 class TlsStream(trio.abc.Stream):

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import h11
 import trio
@@ -76,7 +76,7 @@ def _next_event(parser: h11.Connection) -> object:
         raise RemoteProtocolError(f"malformed HTTP: {exc}") from exc
 
 
-def _headers(pairs: h11._headers.Headers) -> dict[str, str]:
+def _headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in pairs:
         key = name.decode("ascii")
@@ -132,11 +132,10 @@ async def request_upgrade(stream: TlsStream, host: str, path: str, headers: Mapp
     Raises `Refused` for an HTTP error answer, `PeerLost` if the connection broke, `RemoteProtocolError` for nonsense.
     """
     key = base64.b64encode(os.urandom(16)).decode()
-    lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade"]
-    lines += ["Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    ours = {"Host": host, "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    pairs = [*ours.items(), ("Sec-WebSocket-Key", key), *headers.items()]
     parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-    request = h11.Request(method="GET", target=path, headers=[tuple(line.split(": ", 1)) for line in lines[1:]])
+    request = h11.Request(method="GET", target=path, headers=pairs)
     try:
         await stream.send_all(parser.send(request) or b"")
         parser.send(h11.EndOfMessage())

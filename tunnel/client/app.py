@@ -28,7 +28,7 @@ STEADY_SECONDS = 60.0  # a session that lasted so long resets the reconnect coun
 
 @frozen
 class Connection:
-    """Where the client stands: `state` is ``connecting``, ``connected`` or ``lost``; `detail` the client's name or why."""
+    """Where the client stands: `state` is ``connecting``, ``connected`` or ``lost``; `detail` our name or why."""
 
     state: str
     detail: str = ""
@@ -124,8 +124,7 @@ class Client:
             return
         session.withdraw()
         with trio.move_on_after(grace_seconds):
-            while session.relay.streams:
-                await trio.sleep(0.05)
+            await session.relay.wait_empty()
         await session.say_goodbye()
 
     # What happened

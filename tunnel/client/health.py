@@ -1,4 +1,4 @@
-"""Does a target answer? One small task for each proxy with a health check, telling the server each change of verdict."""
+"""Does a target answer? A small task for each proxy with a health check tells the server each change of verdict."""
 
 import math
 import ssl
@@ -104,4 +104,4 @@ async def _check_http(stream: trio.abc.Stream, target: Target, check: HealthChec
         if isinstance(event, h11.ConnectionClosed):
             raise CheckFailed(f"GET {check.path} was not answered")
         if event is h11.NEED_DATA:
-            client.receive_data(await stream.receive_some(MAX_ANSWER_BYTES))
+            client.receive_data(bytes(await stream.receive_some(MAX_ANSWER_BYTES)))

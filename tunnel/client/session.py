@@ -165,8 +165,7 @@ class ClientSession:
         """The server drains: stay for the visitors inside, until they are done or the server ends it."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_end, nursery.cancel_scope)
-            while self.relay.streams:
-                await trio.sleep(0.05)
+            await self.relay.wait_empty()
             nursery.cancel_scope.cancel()
 
     async def _watch_end(self, scope: trio.CancelScope) -> None:

@@ -28,7 +28,7 @@ class ProxyRoute:
         self.dials: trio.Nursery | None = None
         self._dial_seconds = dial_seconds
         target = config.targets[0]
-        self._literal: tuple[int, object] | None = None
+        self._literal: tuple[int, tuple[str, int] | str] | None = None
         if len(config.targets) == 1 and target.is_literal:
             self._literal = family_of(target.host), (target.host, target.port)
         elif len(config.targets) == 1 and target.kind == "unix":
@@ -60,7 +60,7 @@ class ProxyRoute:
 
 
 async def connect_target(target: Target, stream: Stream) -> None:
-    """Dial `target` and hand the connection to `stream`. Raises `PeerLost` or `OSError`; the caller holds the deadline."""
+    """Dial `target` and hand the connection to `stream`. Raises `PeerLost` or `OSError`; deadline by the caller."""
     sock = await dial_target(target)
     if target.kind != "tls":
         stream.connected(sock)

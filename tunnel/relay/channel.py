@@ -26,7 +26,7 @@ from tunnel.frames import (
 )  # fmt: skip
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
 from tunnel.relay.stream import Stream
-from tunnel.tls import Detached, reset
+from tunnel.tls import Detached, read_into, reset
 
 if TYPE_CHECKING:
     from tunnel.relay.session import RelaySession
@@ -149,17 +149,17 @@ class Channel:
     def _decrypt(self) -> bool:
         """Decrypt what the BIO holds and handle it; False when the channel has ended."""
         view = self.engine.plain_view
-        read, room, end = self._tls.read, len(view), 0
+        tls, room, end = self._tls, len(view), 0
         more = True
         while more:
             try:
                 while end < room:
-                    size = read(STEP_BYTES, view[end:])  # type: ignore[arg-type]
+                    size = read_into(tls, STEP_BYTES, view[end:])
                     if size == 0:
                         self._reader.feed(view[:end])
                         self.lost("the peer closed it")
                         return False
-                    end += size  # type: ignore[operator]
+                    end += size
             except ssl.SSLWantReadError:
                 more = False
             except ssl.SSLError as exc:
@@ -268,7 +268,6 @@ class Channel:
             frame = self._overflow.popleft()
             self._buffer()[self._pos : self._pos + len(frame)] = frame
             self._pos += len(frame)
-        limit = WS_ROOM + BATCH_BYTES
         bulk = len(self.bulk)
         self._read_streams(self.fresh, len(self.fresh))
         self._read_streams(self.bulk, min(bulk, len(self.bulk)))
@@ -329,10 +328,10 @@ class Channel:
             buffer, view = self._out
             begin, end = put_message_head(buffer, self._pos - WS_ROOM, masked=self._masks), self._pos
             while end - begin > STEP_BYTES:
-                write(view[begin : begin + STEP_BYTES])  # type: ignore[arg-type]
+                write(view[begin : begin + STEP_BYTES])
                 ready.append(outgoing.read())
                 begin += STEP_BYTES
-            write(view[begin:end])  # type: ignore[arg-type]
+            write(view[begin:end])
             self._pos = WS_ROOM
         ready.append(outgoing.read())
         if self._out is not None:

@@ -1,15 +1,15 @@
-"""Which sockets are ready: epoll on Linux, kqueue on macOS and the BSDs, plain Trio waits anywhere else."""
+"""Which sockets are ready: epoll on Linux, kqueue on macOS, plain Trio waits anywhere else."""
 
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
 
 # The bits of an event; epoll's own values, so that Linux needs no translation.
 READ, WRITE, ERROR, HANGUP, READ_END = 0x001, 0x004, 0x008, 0x010, 0x2000
-MAX_EVENTS = 512  # in one turn
+MAX_EVENTS = 512  # in one turn, where it can be chosen
 
 
 class Entry(Protocol):
@@ -63,7 +63,7 @@ class EpollPoller:
         self._epoll.close()
 
 
-if sys.platform == "darwin" or "bsd" in sys.platform:
+if sys.platform == "darwin":
 
     class KqueuePoller:
         def __init__(self) -> None:
@@ -140,9 +140,9 @@ class TrioPoller:
                 if wants & WRITE:
                     waits.start_soon(self._wait_one, waits, trio.lowlevel.wait_writable, fd, WRITE)
 
-    async def _wait_one(self, waits: trio.Nursery, wait: Callable[[int], object], fd: int, bit: int) -> None:
+    async def _wait_one(self, waits: trio.Nursery, wait: Callable[[int], Awaitable[None]], fd: int, bit: int) -> None:
         try:
-            await wait(fd)  # type: ignore[misc]
+            await wait(fd)
         except (trio.ClosedResourceError, OSError):
             pass
         else:
@@ -158,6 +158,6 @@ def available() -> list[type[Poller]]:
     found: list[type[Poller]] = []
     if hasattr(select, "epoll"):
         found.append(EpollPoller)
-    if sys.platform == "darwin" or "bsd" in sys.platform:
+    if sys.platform == "darwin":
         found.append(KqueuePoller)
     return [*found, TrioPoller]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
+import trio
+
 from tunnel.errors import RemoteProtocolError
 from tunnel.frames import FIRST_WINDOW, RST, Abort
 from tunnel.relay.channel import Channel
@@ -54,6 +56,7 @@ class RelaySession:
         self._next_sid = 1
         self._waiting: dict[Stream, tuple[int, int]] = {}  # visitors for whom there is no channel yet
         self._on_lost: dict[Channel, Callable[[str], None]] = {}
+        self._emptied = trio.Event()
 
     def __enter__(self) -> "RelaySession":
         self.engine.sessions.add(self)
@@ -155,8 +158,17 @@ class RelaySession:
         self.engine.budget.free -= FIRST_WINDOW  # whether there is room was asked before
         self.engine.open_streams += 1
 
+    async def wait_empty(self) -> None:
+        """Until no stream is left."""
+        while self.streams:
+            if self._emptied.is_set():
+                self._emptied = trio.Event()
+            await self._emptied.wait()
+
     def forget(self, stream: Stream) -> None:
         del self.streams[stream.sid]
+        if not self.streams:
+            self._emptied.set()
         self._waiting.pop(stream, None)
         engine = self.engine
         engine.waits.discard(stream)

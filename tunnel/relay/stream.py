@@ -72,7 +72,7 @@ class LocalSocket(Protocol):
     `recv_into` gives 0 only for a clean end, and less than asked only when nothing more is there.
     """
 
-    def send(self, data: bytes | memoryview, /) -> int: ...
+    def send(self, data: bytes | bytearray | memoryview, /) -> int: ...
     def recv_into(self, buffer: memoryview, /) -> int: ...
     def shutdown(self, how: int, /) -> None: ...
     def getsockopt(self, level: int, option: int, /) -> int: ...
@@ -90,8 +90,8 @@ class Stream:
 
     __slots__ = (
         "alive", "allowance", "bytes_read", "bytes_written", "channel", "connecting", "credit", "ended", "ending", "fd",
-        "fin_seen", "grant_at", "granted_at", "held", "held_size", "queued", "recv_into", "send", "session", "shut", "sid",
-        "silent_at", "sock", "tally", "window",
+        "fin_seen", "grant_at", "granted_at", "held", "held_size", "queued", "recv_into", "send", "session", "shut",
+        "sid", "silent_at", "sock", "tally", "window",
     )  # fmt: skip
 
     def __init__(self, session: "RelaySession", sid: int, tally: Tally) -> None:
@@ -184,13 +184,13 @@ class Stream:
 
     # Local side: dialling a literal address
 
-    def dial(self, family: int, address: object) -> None:
+    def dial(self, family: int, address: "tuple[str, int] | str") -> None:
         """Connect to a literal address without waiting; refuses the stream if that fails now or later."""
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
         if family != getattr(socket, "AF_UNIX", None):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        code = sock.connect_ex(address)  # type: ignore[arg-type]
+        code = sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
             sock.close()
             self.dial_failed(code)

@@ -8,7 +8,7 @@ import ssl
 
 from tunnel.relay.poller import WRITE
 from tunnel.relay.stream import Stream
-from tunnel.tls import Detached
+from tunnel.tls import Detached, read_into
 
 RECEIVE_BYTES = 64 * 1024
 
@@ -45,10 +45,10 @@ class TlsLeg:
 
     # For the stream (`LocalSocket`)
 
-    def send(self, data: bytes | memoryview, /) -> int:
+    def send(self, data: bytes | bytearray | memoryview, /) -> int:
         if not self._flush():
             raise BlockingIOError
-        self._tls.write(data)  # type: ignore[arg-type]
+        self._tls.write(data)
         self._flush()
         return len(data)
 
@@ -56,7 +56,7 @@ class TlsLeg:
         filled = 0
         while filled < len(buffer):
             try:
-                size = self._tls.read(len(buffer) - filled, buffer[filled:])  # type: ignore[arg-type]
+                size = read_into(self._tls, len(buffer) - filled, buffer[filled:])
             except ssl.SSLWantReadError:
                 try:
                     if not self._fill():
@@ -70,7 +70,7 @@ class TlsLeg:
                 raise ConnectionResetError(f"TLS: {exc.reason or exc}") from exc
             if not size:
                 return filled  # close_notify
-            filled += int(size)
+            filled += size
         if not filled:
             raise BlockingIOError
         return filled

@@ -48,7 +48,10 @@ class Server:
         return not self._gate.is_draining
 
     def retry(self, name: str) -> list[str]:
-        """Start a proxy's bind retry afresh. `name` is NAME or CLIENT/NAME; `LookupError`, or `ValueError` if several match."""
+        """Start a proxy's bind retry afresh. `name` is NAME or CLIENT/NAME.
+
+        Returns what was restarted. `LookupError` if nothing matches, `ValueError` if several do.
+        """
         found = [
             (session.client, proxy)
             for session in self._gate.sessions
@@ -69,8 +72,8 @@ class Server:
         for session in self._gate.sessions:
             session.drain()
         with trio.move_on_after(grace_seconds):
-            while any(session.relay.streams for session in self._gate.sessions):
-                await trio.sleep(0.05)
+            for session in self._gate.sessions:
+                await session.relay.wait_empty()
         for session in self._gate.sessions:
             session.close(Farewell.DRAINING, "the server is stopping; come back when it listens again")
         for session in self._gate.sessions:
@@ -127,7 +130,7 @@ def _listen(where: HostPort) -> socket.socket:
         return listen(where.host, where.port)
     except OSError as exc:
         raise TunnelError(
-            f"cannot listen on {where}: {exc.strerror or exc}; stop what holds it, or choose another with --listen HOST:PORT"
+            f"cannot listen on {where}: {exc.strerror or exc}; stop what holds it, or listen elsewhere (--listen)"
         ) from exc
 
 

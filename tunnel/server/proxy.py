@@ -46,7 +46,9 @@ class Proxy:
         self.spec = spec
         self.tally = Tally()
         self.scope = trio.CancelScope()  # registered before the task starts, so that closing can never miss it
-        self.status, self.reason, self.error_message = Status.UNHEALTHY, Reason.PENDING, None
+        self.status = Status.UNHEALTHY
+        self.reason: Reason | None = Reason.PENDING
+        self.error_message: str | None = None
         self.attempt = 0
         self.where = HostPort(spec.publish_addr, spec.publish_port)
         self.since = utc_now()

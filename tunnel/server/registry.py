@@ -33,7 +33,7 @@ class Address:
     proxy: str
 
     def overlaps(self, addr: str, port: int) -> bool:
-        """Whether binding `addr` would clash: families apart (IPv6 sockets are V6ONLY), a wildcard takes all of its own."""
+        """Whether binding `addr` would clash: families are apart (V6ONLY), a wildcard takes all of its own."""
         if port != self.port or (":" in addr) != (":" in self.addr):
             return False
         return addr == self.addr or addr in WILDCARDS or self.addr in WILDCARDS
@@ -115,7 +115,7 @@ class Registry(Generic[S]):
 
 @frozen
 class Claim(Generic[S]):
-    """`verdict`: ``enter``, ``replace``, ``contest`` (another process holds it) or ``stale`` (an older epoch knocks)."""
+    """`verdict`: ``enter``, ``replace``, ``contest`` (another process holds it), ``stale`` (an older epoch knocks)."""
 
     verdict: str
     holder: Holder[S] | None = None
