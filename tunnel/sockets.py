@@ -1,6 +1,7 @@
 """Sockets as the tunnel wants them: options, listening, dialling."""
 
 import errno
+import os
 import socket
 import sys
 from contextlib import suppress
@@ -87,9 +88,8 @@ def _plain(exc: OSError) -> str:
     cause: BaseException | None = exc.__cause__
     while isinstance(cause, BaseExceptionGroup):  # happy eyeballs: one error for each address tried; they mostly agree
         cause = cause.exceptions[0]
-    if isinstance(cause, OSError):
-        return cause.strerror or str(cause)
-    return exc.strerror or str(exc)
+    told = cause if isinstance(cause, OSError) else exc
+    return os.strerror(told.errno) if told.errno else str(told)  # Trio's own text repeats the address
 
 
 def family_of(addr: str) -> int:

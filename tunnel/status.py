@@ -6,7 +6,7 @@ second. Whatever is shown may come from a peer: every text passes `clean`. rich 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -150,13 +150,22 @@ def countdown(state: ProxyState, *, elapsed: float = 0.0) -> str:
     return f"retry{which} in {human_seconds(left)}" if left > 0 else f"retry{which} now"
 
 
-def explain(state: ProxyState, *, elapsed: float = 0.0, width: int | None = None, ellipsis: str = "…") -> str:
-    """Why a proxy is not healthy and what happens next: ``addr_in_use: Port 8022 …; retry 1/10 in 2 s``.
+def explain(
+    state: ProxyState,
+    *,
+    elapsed: float = 0.0,
+    refused: Mapping[str, int] | None = None,
+    width: int | None = None,
+    ellipsis: str = "…",
+) -> str:
+    """Why a proxy is not healthy and what happens next: ``addr_in_use: Port 8022 …; retry 1/10 in 2 s``; then how many
+    visitors could not be served (`refused`), by reason.
 
     With a `width`, the why is cut short so that the next step can be seen.
     """
     why = ": ".join(clean(part) for part in (state.reason, state.error_message) if part)
-    following = countdown(state, elapsed=elapsed)
+    lost = ", ".join(f"{count} {clean(reason)}" for reason, count in (refused or {}).items())
+    following = "; ".join(filter(None, (countdown(state, elapsed=elapsed), lost and f"visitors refused: {lost}")))
     if width is not None and why:
         room = max(MIN_FLEXIBLE, width - len(following) - 2)
         why = why if len(why) <= room else why[: room - len(ellipsis)] + ellipsis
@@ -303,7 +312,7 @@ def render_plain(stats: dict[str, Any]) -> str:
     pairs = proxies_of(stats)
     if not pairs:
         return NOTHING
-    why = Column("EXPLANATION", [explain(view) for _, view in pairs])
+    why = Column("EXPLANATION", [explain(view, refused=view.refused) for _, view in pairs])
     return "\n".join(GAP.join(cell for _, cell in line).rstrip() for line in lay_out([*_columns(pairs), why], None))
 
 
@@ -320,7 +329,7 @@ def render_table(stats: dict[str, Any], *, width: int, height: int | None = None
     text.append(GAP.join(cell for _, cell in header), "bold")
     used = 1
     for shown, (line, (_, view)) in enumerate(zip(lines, pairs, strict=True)):
-        why = explain(view, width=width - 2, ellipsis=ellipsis)
+        why = explain(view, refused=view.refused, width=width - 2, ellipsis=ellipsis)
         used += 2 if why else 1
         if height is not None and used > height - 1 and shown < len(pairs) - 1:
             return text.append(f"\n{ellipsis} and {len(pairs) - shown} more", "dim")

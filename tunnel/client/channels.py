@@ -55,7 +55,7 @@ async def keep_channel(dialer: Dialer, tickets: Tickets, relay: RelaySession) ->
         began = trio.current_time()
         try:
             why = await _one_channel(dialer, tickets, relay)
-            log.info("data channel ended: %s", why)
+            log.debug("data channel ended: %s", why)
         except (PeerLost, Refused, RemoteProtocolError, trio.TooSlowError) as exc:
             log.warning("data channel could not be opened: %s", str(exc) or "too slow")
         if trio.current_time() - began > STEADY_SECONDS:

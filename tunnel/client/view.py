@@ -268,6 +268,10 @@ class _Row:
     elapsed: float  # seconds since `state` was told
     traffic: _Traffic | None
 
+    def explain(self, *, width: int | None = None, ellipsis: str = "…") -> str:
+        refused = self.traffic.view.refused if self.traffic else None
+        return explain(self.state, elapsed=self.elapsed, refused=refused, width=width, ellipsis=ellipsis)
+
 
 class TableView:
     """A live table: the session in one line, then a line per proxy, and one more for each that is not healthy.
@@ -349,7 +353,7 @@ class TableView:
             for line, row in zip(lines, shown, strict=True):
                 text.append("\n")
                 append_line(text, line, row.state.status)
-                if why := explain(row.state, elapsed=row.elapsed, width=size.columns - 2, ellipsis=self._ellipsis):
+                if why := row.explain(width=size.columns - 2, ellipsis=self._ellipsis):
                     text.append(f"\n  {why}", STYLES.get(row.state.status, ""))
         if len(shown) < len(rows):
             text.append(f"\n{self._ellipsis} and {len(rows) - len(shown)} more", "dim")
@@ -395,7 +399,7 @@ class TableView:
 
     def _choose(self, rows: list[_Row], room: int) -> list[_Row]:
         """The rows that fit in `room` lines; if not all do, those that need attention come first."""
-        heights = {row.name: 2 if explain(row.state) else 1 for row in rows}
+        heights = {row.name: 2 if row.explain() else 1 for row in rows}
         if sum(heights.values()) <= room:
             return rows
         shown: list[_Row] = []

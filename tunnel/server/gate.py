@@ -175,7 +175,7 @@ class Gate:
         if session.ended.is_set():
             return
         parts = stream.detach()
-        session.relay.add_channel(parts, masks=False, on_lost=partial(log.info, "data channel ended: %s"))
+        session.relay.add_channel(parts, masks=False, on_lost=partial(log.debug, "data channel ended: %s"))
 
     # Sessions
 
