@@ -35,12 +35,13 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 128 * 1024  # from one stream in one turn
 BATCH_BYTES = 256 * 1024  # of DATA in one turn; more costs cache, measured
-CAPACITY = WS_ROOM + BATCH_BYTES + READ_BYTES + 64 * 1024  # the last read may pass BATCH_BYTES; small frames follow
+BATCH_END = WS_ROOM + BATCH_BYTES  # no further read begins behind it
+CAPACITY = BATCH_END + FRAME_HEAD + READ_BYTES  # the last read may pass it
 STEP_BYTES = 64 * 1024  # BIOs never shrink, so they are filled and emptied in steps
 INBOUND_BYTES = 1024 * 1024  # taken from one channel in one turn, so that the others have theirs
 FIRST_ROUND_TRIP = 0.2  # seconds, until the first pong has told; too long only lets a window grow early
 
-assert CAPACITY < MAX_NUMBER
+assert READ_BYTES < MAX_NUMBER
 _pack_head = FRAME.pack_into
 
 
@@ -63,9 +64,7 @@ class Channel:
         self._incoming, self._outgoing = parts.incoming, parts.outgoing
         self._masks = masks
         self._reader = FrameReader(self, session.streams.get, masked=not masks)
-        self._out: tuple[bytearray, memoryview] | None = None  # lent by the engine while frames are pending
-        self._pos = WS_ROOM
-        self._overflow: deque[bytes] = deque()  # small frames for which the batch had no room; a few for each stream
+        self._small = bytearray()  # frames without DATA for the next batch; a few for each stream
         self._controls: list[bytes] = []  # WebSocket pings, pongs and a close
         self._pong: bytes | None = None  # the newest ping's answer; older ones need none (RFC 6455 §5.5.3)
         self._unsent: list[bytes | memoryview] = [parts.unsent] if parts.unsent else []  # the kernel had no room
@@ -148,25 +147,29 @@ class Channel:
 
     def _decrypt(self) -> bool:
         """Decrypt what the BIO holds and handle it; False when the channel has ended."""
-        view = self.engine.plain_view
-        tls, room, end = self._tls, len(view), 0
-        more = True
-        while more:
-            try:
-                while end < room:
-                    size = read_into(tls, STEP_BYTES, view[end:])
-                    if size == 0:
-                        self._reader.feed(view[:end])
-                        self.lost("the peer closed it")
-                        return False
-                    end += size
-            except ssl.SSLWantReadError:
-                more = False
-            except ssl.SSLError as exc:
-                self.lost(f"TLS: {exc.reason or exc}")
-                return False
+        view, tls, incoming = self.engine.plain_view, self._tls, self._incoming
+        end = 0
+        try:
+            while True:
+                size = read_into(tls, STEP_BYTES, view[end:])
+                if size == 0:
+                    self._reader.feed(view[:end])
+                    self.lost("the peer closed it")
+                    return False
+                end += size
+                # Asking both is cheaper than the SSLWantReadError of a read in vain (1 µs; every turn would pay it).
+                if not incoming.pending and not tls.pending():
+                    break
+                if end >= STEP_BYTES:
+                    self._reader.feed(view[:end])
+                    end = 0
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as exc:
+            self.lost(f"TLS: {exc.reason or exc}")
+            return False
+        if end:
             self._reader.feed(view[:end])
-            end = 0
         return self.alive
 
     # What the frames say (`frames.Receiver`)
@@ -216,26 +219,15 @@ class Channel:
     # Outbound
 
     def put(self, word: int, sid: int) -> None:
-        """Add a frame without payload to the batch."""
-        if not self.alive:
-            return
-        pos = self._pos
-        if pos + FRAME_HEAD > CAPACITY:
-            self._overflow.append(FRAME.pack(word, sid))
-            return
-        _pack_head(self._buffer(), pos, word, sid)
-        self._pos = pos + FRAME_HEAD
-        self.stir()
+        """Add a frame without payload to the next batch."""
+        self._small += FRAME.pack(word, sid)
+        if not self.stirred:
+            self.stir()
 
     def put_open(self, sid: int, index: int, version: int) -> None:
-        frame = FRAME.pack(OPEN | OPEN_PAYLOAD.size, sid) + OPEN_PAYLOAD.pack(index, version)
-        pos = self._pos
-        if pos + len(frame) > CAPACITY:
-            self._overflow.append(frame)
-            return
-        self._buffer()[pos : pos + len(frame)] = frame
-        self._pos = pos + len(frame)
-        self.stir()
+        self._small += FRAME.pack(OPEN | OPEN_PAYLOAD.size, sid) + OPEN_PAYLOAD.pack(index, version)
+        if not self.stirred:
+            self.stir()
 
     def ping(self) -> None:
         """Ask for a sign of life, and measure the round trip; unanswered for its deadline, the channel is lost."""
@@ -246,37 +238,50 @@ class Channel:
         self.engine.pings.add(self, self._ping_at)
         self.stir()
 
-    def _buffer(self) -> bytearray:
-        if self._out is None:
-            self._out = self.engine.lend()
-        return self._out[0]
-
     def pump(self) -> None:
         """One turn's output: a read of each ready stream, one message, one send."""
         if self._unsent and not self._send():
             return
-        self._collect()
-        if self._pos > WS_ROOM or self._controls or self._pong is not None:
-            self._encrypt()
+        size = self._collect()
+        if self._controls or self._pong is not None:
+            self._encrypt_controls()
+        if size:
+            self._encrypt_batch(size)
+        if self._unsent:
             self._send()
-        if not self._unsent and (self.fresh or self.bulk or self._overflow):
+        if (self.fresh or self.bulk or self._small) and not self._unsent:
             self.stir()
 
-    def _collect(self) -> None:
-        """Fill the batch: small frames that had no room, then fresh streams, then bulk ones, each one read."""
-        while self._overflow and self._pos + len(self._overflow[0]) <= CAPACITY:
-            frame = self._overflow.popleft()
-            self._buffer()[self._pos : self._pos + len(frame)] = frame
-            self._pos += len(frame)
-        bulk = len(self.bulk)
-        self._read_streams(self.fresh, len(self.fresh))
-        self._read_streams(self.bulk, min(bulk, len(self.bulk)))
+    def _collect(self) -> int:
+        """Fill the engine's batch: the small frames, then a read of each fresh stream, then of each bulk one.
 
-    def _read_streams(self, queue: deque[Stream], count: int) -> None:
-        """One read of each of the first `count` streams, in place behind its frame's head, while the batch has room."""
-        limit = WS_ROOM + BATCH_BYTES
-        bulk = self.bulk
-        while count and self._pos < limit:
+        Returns where the batch ends, 0 if it is empty. What came before a small frame in the order of things stands
+        before it on the wire, too: DATA is only ever added behind the small frames that were waiting.
+        """
+        end = WS_ROOM
+        small = self._small
+        if small:
+            if len(small) > BATCH_BYTES:  # a batch of its own: cut anywhere, it must not be followed by DATA
+                self.engine.batch[WS_ROOM : WS_ROOM + BATCH_BYTES] = small[:BATCH_BYTES]
+                del small[:BATCH_BYTES]
+                return WS_ROOM + BATCH_BYTES
+            end += len(small)
+            self.engine.batch[WS_ROOM:end] = small
+            small.clear()
+        bulk = len(self.bulk)
+        if self.fresh:
+            end = self._read_streams(self.fresh, len(self.fresh), end)
+        if bulk:
+            end = self._read_streams(self.bulk, bulk, end)
+        return end if end > WS_ROOM else 0
+
+    def _read_streams(self, queue: deque[Stream], count: int, end: int) -> int:
+        """One read of each of the first `count` streams, in place behind its frame's head, while the batch has room.
+
+        `end` is where the batch ends; returns where it ends then.
+        """
+        batch, view, bulk = self.engine.batch, self.engine.batch_view, self.bulk
+        while count and end < BATCH_END:
             count -= 1
             stream = queue.popleft()
             if not stream.alive:
@@ -288,13 +293,9 @@ class Channel:
             if want > READ_BYTES:
                 want = READ_BYTES
             stream.queued = False
-            out = self._out
-            if out is None:
-                out = self._out = self.engine.lend()
-            pos = self._pos
-            begin = pos + FRAME_HEAD
+            begin = end + FRAME_HEAD
             try:
-                size = stream.recv_into(out[1][begin : begin + want])
+                size = stream.recv_into(view[begin : begin + want])
             except (BlockingIOError, InterruptedError):
                 continue
             except OSError:
@@ -303,40 +304,39 @@ class Channel:
             except Exception as exc:
                 self.engine.wall(stream, exc)
                 continue
-            if not size:
-                self.put(FIN, stream.sid)
+            if size:
+                _pack_head(batch, end, DATA | size, stream.sid)
+                end = begin + size
+                stream.credit -= size
+                stream.bytes_read += size
+                if size == want or stream.ending:
+                    stream.queued = True
+                    bulk.append(stream)
+            else:
+                _pack_head(batch, end, FIN, stream.sid)
+                end = begin
                 stream.at_end()
-                continue
-            _pack_head(out[0], pos, DATA | size, stream.sid)
-            self._pos = begin + size
-            stream.credit -= size
-            stream.bytes_read += size
-            if size == want or stream.ending:
-                stream.queued = True
-                bulk.append(stream)
+        return end
 
-    def _encrypt(self) -> None:
-        write, outgoing, ready = self._tls.write, self._outgoing, self._unsent
+    def _encrypt_controls(self) -> None:
         if self._pong is not None:
             self._controls.append(control_message(PONG, self._pong, masked=self._masks))
             self._pong = None
         for message in self._controls:
-            write(message)
+            self._tls.write(message)
         self._controls.clear()
-        if self._pos > WS_ROOM:
-            assert self._out is not None
-            buffer, view = self._out
-            begin, end = put_message_head(buffer, self._pos - WS_ROOM, masked=self._masks), self._pos
-            while end - begin > STEP_BYTES:
-                write(view[begin : begin + STEP_BYTES])
-                ready.append(outgoing.read())
-                begin += STEP_BYTES
-            write(view[begin:end])
-            self._pos = WS_ROOM
-        ready.append(outgoing.read())
-        if self._out is not None:
-            self.engine.give_back(self._out)
-            self._out = None
+        self._unsent.append(self._outgoing.read())
+
+    def _encrypt_batch(self, end: int) -> None:
+        """Encrypt the engine's batch up to `end` as one WebSocket message, in steps."""
+        view, write = self.engine.batch_view, self._tls.write
+        begin = put_message_head(self.engine.batch, end - WS_ROOM, masked=self._masks)
+        while end - begin > STEP_BYTES:
+            write(view[begin : begin + STEP_BYTES])
+            self._unsent.append(self._outgoing.read())
+            begin += STEP_BYTES
+        write(view[begin:end])
+        self._unsent.append(self._outgoing.read())
 
     def _send(self) -> bool:
         """Hand the kernel what is encrypted, in one call; True when it took all."""
@@ -391,9 +391,7 @@ class Channel:
         self.engine.unregister(self.fd)
         self.engine.pings.discard(self)
         self.engine.pongs.discard(self)
-        if self._out is not None:
-            self.engine.give_back(self._out)
-            self._out = None
+        self._small.clear()
         self.fresh.clear()
         self.bulk.clear()
         return True
