@@ -8,6 +8,7 @@ from attrs import frozen
 
 DEFAULT_PORT = 8443
 PROXY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")  # safe in logs, terminals, labels and file names
+INTERFACE = re.compile(r"[A-Za-z0-9._-]{1,15}\Z")  # Linux's limit; `ipaddress` would take anything, a zero byte too
 
 
 @frozen
@@ -54,6 +55,10 @@ class PortRange:
 
 
 def is_ip(text: str) -> bool:
+    """Whether `text` is a numeric address. IPv6 may name an interface, as ``fe80::1%eth0`` does."""
+    _, percent, interface = text.partition("%")
+    if percent and not INTERFACE.match(interface):
+        return False
     try:
         ipaddress.ip_address(text)
     except ValueError:

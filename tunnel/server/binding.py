@@ -1,12 +1,11 @@
 """One attempt to take a public address: what can go wrong, told by errno, in the seed's words."""
 
 import errno
-import ipaddress
 import os
 import socket
 from collections.abc import Callable
 
-from tunnel.addresses import HostPort
+from tunnel.addresses import HostPort, is_ip
 from tunnel.errors import TunnelError
 from tunnel.messages import Reason
 from tunnel.server.registry import Address
@@ -35,12 +34,10 @@ class BindFailed(TunnelError):
 
 def check_address(addr: str) -> None:
     """`BindFailed` for what is no numeric address; a hand-made message may bring anything."""
-    try:
-        ipaddress.ip_address(addr)
-    except ValueError:
+    if not is_ip(addr):
         raise BindFailed(
             Reason.MALFORMED_ADDR, f"{addr!r} is not a numeric address; publish on an IP such as 0.0.0.0", final=True
-        ) from None
+        )
 
 
 def bind(where: HostPort, *, listen: Callable[[str, int], socket.socket], held_by: Address | None) -> socket.socket:
@@ -62,12 +59,14 @@ def explain(where: HostPort, exc: OSError) -> BindFailed:
     """What an `OSError` of bind(2) or listen(2) means to a person."""
     code = exc.errno or 0
     reason = _RETRIED.get(code) or _FINAL.get(code) or Reason.OS_ERROR
+    if isinstance(exc, socket.gaierror):  # its numbers are not errno's; the interface in a numeric address is missing
+        code, reason = 0, Reason.ADDR_NOT_AVAILABLE
     if reason is Reason.ADDR_IN_USE:
         message = f"Port {where.port} is already in use by another process"
     elif reason is Reason.PERMISSION_DENIED:
         message = f"Permission denied to bind to {where} - may need administrator privileges"
     else:
-        message = f"Failed to bind proxy listener on {where}: {os.strerror(code) if code else exc}"
+        message = f"Failed to bind proxy listener on {where}: {os.strerror(code) if code else exc.strerror or exc}"
     return BindFailed(reason, message, final=code in _FINAL)
 
 
