@@ -14,7 +14,7 @@ from tunnel.config import Grant
 from tunnel.messages import ProxySpec, Reason
 from tunnel.relay import Listener
 from tunnel.server.binding import BindFailed, bind, check_address
-from tunnel.server.registry import WILDCARDS, Address, Registry
+from tunnel.server.registry import Address, Registry
 from tunnel.sockets import is_addr_present
 
 PRESENCE_SECONDS = 5.0  # how often a listener on one interface's address asks whether the host still has it
@@ -48,7 +48,7 @@ def _is_addr_allowed(addr: str, allowed: tuple[str, ...]) -> bool:
     wanted = ipaddress.ip_address(addr)
     for text in allowed:
         one = ipaddress.ip_address(text)
-        if one == wanted or (text in WILDCARDS and one.version == wanted.version):
+        if one == wanted or (one.is_unspecified and one.version == wanted.version):
             return True
     return False
 

@@ -1,5 +1,6 @@
 """Who holds which identity, which addresses and which tickets. Pure and synchronous: it decides, sessions carry out."""
 
+import ipaddress
 import secrets
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -36,7 +37,16 @@ class Address:
         """Whether binding `addr` would clash: families are apart (V6ONLY), a wildcard takes all of its own."""
         if port != self.port or (":" in addr) != (":" in self.addr):
             return False
-        return addr == self.addr or addr in WILDCARDS or self.addr in WILDCARDS
+        ours, theirs = _canonical(self.addr), _canonical(addr)
+        return ours == theirs or theirs in WILDCARDS or ours in WILDCARDS
+
+
+def _canonical(addr: str) -> str:
+    """One spelling for each address: ``0::1`` is ``::1``. The server's own may be a name."""
+    try:
+        return str(ipaddress.ip_address(addr))
+    except ValueError:
+        return addr
 
 
 @define(eq=False)
