@@ -33,6 +33,7 @@ PROTOCOL_VERSION = 1
 MAX_MESSAGE_BYTES = 1024 * 1024  # design limit; 1,000 proxies of the longest names fit in a third of it
 MAX_PROXIES = 1000  # of one client
 MAX_TEXT = 1024  # characters of any one string field that a peer sends
+MAX_INT = 2**53  # either way: what every JSON parser keeps exactly, and a clock can be added to
 
 
 class Status(StrEnum):
@@ -292,8 +293,18 @@ def _bounded_text(value: Any, _cls: Any) -> str:
         raise TypeError(f"expected a text, not {value!r:.60}")
     if len(value) > MAX_TEXT:
         raise ValueError(f"a text of {len(value)} characters; at most {MAX_TEXT}")
+    value.encode()  # JSON can spell half of a surrogate pair, which nothing could print: UnicodeEncodeError
+    return value
+
+
+def _bounded_int(value: Any, _cls: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"expected a whole number, not {value!r:.60}")
+    if abs(value) > MAX_INT:
+        raise ValueError(f"a number of {value.bit_length()} bits; at most 53")
     return value
 
 
 wire = strict_converter(forbid_extra_keys=False)
 wire.register_structure_hook(str, _bounded_text)
+wire.register_structure_hook(int, _bounded_int)
