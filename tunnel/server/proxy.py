@@ -115,6 +115,7 @@ class Proxy:
         delays: Iterator[float] = self._policy.delays()
         self.attempt = retries = 0
         while True:
+            await trio.lowlevel.checkpoint_if_cancelled()  # nothing is bound for a client that has gone meanwhile
             try:
                 holding = self._take(self.spec, self.tally)
             except BindFailed as failure:
