@@ -1,0 +1,66 @@
+"""Seeing: followers are bounded and told what they missed; publishing never fails."""
+
+import json
+import re
+
+from tunnel.snapshot import FOLLOWER_EVENTS, Event, EventStream, ProxyView, SessionView, Snapshot, utc_now
+
+
+def test_followers_hear_what_happens_while_they_follow() -> None:
+    events = EventStream()
+    events.publish("before")
+    with events.follow() as one:
+        events.publish("session.started", client="lab")
+        with events.follow() as two:
+            events.publish("proxy.status", client="lab", proxy="ssh", attempt=1)
+        events.publish("after", client="lab")
+    events.publish("later")
+    assert [event.kind for event in one.drain()] == ["session.started", "proxy.status", "after"]
+    (event,) = two.drain()
+    assert event == Event("proxy.status", event.at, "lab", "ssh", {"attempt": 1})
+
+
+def test_a_follower_that_does_not_read_loses_the_oldest_and_is_told_how_many() -> None:
+    events = EventStream()
+    with events.follow() as slow, events.follow() as quick:
+        for number in range(FOLLOWER_EVENTS + 7):
+            events.publish("n", number=number)
+            assert [event.fields for event in quick.drain()] == [{"number": number}]
+        assert (slow.missed, quick.missed) == (7, 0)
+        kept = [event.fields["number"] for event in slow.drain()]
+        assert kept == list(range(7, FOLLOWER_EVENTS + 7))
+        events.publish("n")
+        assert (len(slow.events), slow.missed) == (1, 7)
+
+
+def test_a_follower_is_woken_after_each_event() -> None:
+    events, seen = EventStream(), []
+    with events.follow() as follower:
+        follower.wake = lambda: seen.append(len(follower.events))
+        events.publish("one")
+        events.publish("two")
+    events.publish("three")
+    assert seen == [1, 2]
+
+
+def test_times_are_utc_with_milliseconds() -> None:
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", utc_now())
+
+
+def test_a_snapshot_as_json_has_the_documented_keys() -> None:
+    """B32"""
+    proxy = ProxyView(
+        "web", "healthy", None, None, None, 0, 10, "0.0.0.0", 8001, "127.0.0.1:80", 1, 2, 3, 4, "now", {"dial": 1}
+    )
+    told = json.loads(json.dumps(Snapshot("server", "1", (SessionView("lab", "then", (proxy,)),)).to_json()))
+    assert set(told) == {"role", "version", "sessions"}
+    (session,) = told["sessions"]
+    assert set(session) == {"client", "since", "proxies"}
+    assert session["proxies"] == [
+        {
+            "name": "web", "status": "healthy", "reason": None, "error_message": None, "retry_after_seconds": None,
+            "attempt": 0, "max_retries": 10, "publish_addr": "0.0.0.0", "publish_port": 8001,
+            "target": "127.0.0.1:80", "visitors": 1, "visitors_total": 2, "bytes_in": 3, "bytes_out": 4,
+            "since": "now", "refused": {"dial": 1},
+        }
+    ]  # fmt: skip
