@@ -14,7 +14,8 @@
 OPEN does not wait for an answer: DATA may follow at once. More payload than eight bytes in OPEN is for later versions
 and skipped. Stream ids and credit belong to the session, so a stream may use any of its channels. A sender starts
 with FIRST_WINDOW of credit; DATA beyond credit is a protocol error. Frames for a stream that is gone are skipped:
-they crossed its RST.
+they crossed its RST. A sender moves a stream at most once; what comes on the new channel before MOVE was seen on the
+old one waits for it (and counts against the credit, so it is bounded). RST counts from any channel, at once.
 
 WebSocket (RFC 6455) rules kept here: binary and continuation frames carry payload, text is an error, control frames
 are at most 125 bytes and not fragmented, a client masks and a server does not. Our own client's mask is zero (masking
@@ -69,6 +70,9 @@ class Receiver(Protocol):
     """What a `FrameReader` tells, synchronously, in the order of the bytes."""
 
     def on_open(self, stream: int, index: int, version: int) -> None: ...
+    def on_stray(self, stream: int, data: memoryview) -> None:
+        """DATA for which `find` knew no sink: of a stream that is gone, or one that came here by MOVE."""
+
     def on_fin(self, stream: int) -> None: ...
     def on_credit(self, stream: int, count: int) -> None: ...
     def on_rst(self, stream: int, reason: int) -> None: ...
@@ -87,7 +91,7 @@ class Sink(Protocol):
 class FrameReader:
     """Parses one direction of a channel, whatever the pieces it comes in.
 
-    `find` gives a stream's sink, None for one that is gone. `masked`: the peer is a client.
+    `find` gives the sink of a stream that speaks here, None for any other. `masked`: the peer is a client.
     """
 
     __slots__ = (
@@ -144,8 +148,10 @@ class FrameReader:
                     self._go_on_with_data(view, at, stop)
                     return
                 sink = find(stream)
-                if sink is not None:  # else the frame crossed our RST
+                if sink is not None:
                     sink.deliver(view[at:end])
+                else:
+                    receiver.on_stray(stream, view[at:end])
                 at = end
                 continue
             if kind == CREDIT:
@@ -176,6 +182,8 @@ class FrameReader:
             sink = self._find(self._data_stream)
             if sink is not None:
                 sink.deliver(view[at:end])
+            else:
+                self._receiver.on_stray(self._data_stream, view[at:end])
         return end
 
     def _complete(self, view: memoryview, at: int, stop: int) -> int:

@@ -13,6 +13,7 @@ from tunnel.errors import PeerLost
 
 BACKLOG = 4096  # the kernel cuts it to somaxconn; a burst of visitors waits there, not in our memory
 DEAD_PEER_MS = 30_000  # TCP_USER_TIMEOUT: unacknowledged this long, the connection ends (design §5)
+UNSENT_BYTES = 256 * 1024  # one batch
 _NODELAY_OPTION = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -64,6 +65,17 @@ def tunnel_options(sock: socket.socket) -> None:
         if hasattr(socket, name):  # not every platform has all four
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def channel_options(sock: socket.socket) -> None:
+    """For data channels: little waits unsent in the kernel, where a small frame would queue behind a bulk one's batch.
+
+    What is in flight is not limited by it, so a long path still fills.
+    """
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)  # named since Python 3.12
+    if option is not None:
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
 
 
 async def dial_tcp(where: HostPort) -> socket.socket:

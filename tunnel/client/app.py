@@ -13,7 +13,7 @@ from tunnel.backoff import RECONNECT, RECONNECT_REFUSED
 from tunnel.client.dialer import make_dialer, reach
 from tunnel.client.session import ClientSession, Identity
 from tunnel.client.targets import RouteTable
-from tunnel.config import ClientConfig
+from tunnel.config import ClientConfig, ProxyConfig
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.limits import visitor_bound
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Status, Welcome
@@ -24,6 +24,7 @@ from tunnel.version import __version__
 log = logging.getLogger(__name__)
 
 STEADY_SECONDS = 60.0  # a session that lasted so long resets the reconnect counters (design §5)
+HELD_SECONDS = 30.0  # between tries while another process has our identity (design §5): it may end at any time
 
 
 @frozen
@@ -52,6 +53,7 @@ class Client:
         self._since = utc_now()
         self._name = ""
         self._retry_at: dict[str, float] = {}
+        self._reached_at = math.inf  # when the server last answered
         self._changed = trio.Event()
         for proxy in config.proxies:
             self._post(
@@ -65,32 +67,29 @@ class Client:
         delays, refused_delays = RECONNECT.delays(), RECONNECT_REFUSED.delays()
         at_once = True
         while True:
-            began = trio.current_time()
             self._move("connecting", self.connection.detail)
+            self._reached_at = math.inf
+            why: TunnelError = PeerLost("the server is stopping")
             try:
                 await self._one_session(once=once)
-                at_once = True
-                if once:
-                    raise PeerLost("the session ended")
-                continue
-            except Refused as exc:
-                if once:
-                    raise
-                delay = next(refused_delays) if exc.trust else next(delays)
-                self._lose(exc, delay)
-            except (PeerLost, RemoteProtocolError) as exc:
-                if once:
-                    raise
-                if trio.current_time() - began > STEADY_SECONDS:
-                    delays, refused_delays, at_once = RECONNECT.delays(), RECONNECT_REFUSED.delays(), True
+            except (Refused, PeerLost, RemoteProtocolError) as exc:
+                why = exc
+            if once:
+                raise why
+            if trio.current_time() - self._reached_at > STEADY_SECONDS:
+                delays, refused_delays, at_once = RECONNECT.delays(), RECONNECT_REFUSED.delays(), True
+            if isinstance(why, Refused) and why.trust:
+                delay = HELD_SECONDS if why.reason == "identity_held" else next(refused_delays)
+            else:
                 delay = 0.0 if at_once else next(delays)
                 at_once = False
-                self._lose(exc, delay)
+            self._lose(why, delay)
             await trio.sleep(delay)
 
     async def _one_session(self, *, once: bool) -> None:
         """Returns after a goodbye that means: come back."""
         stream = await reach(self._dialer.dial, failed=self._unanswered, once=once)
+        self._reached_at = trio.current_time()
         self._epoch += 1
         identity = Identity(self.config.token, self._instance, self._epoch)
         self._session = ClientSession(
@@ -107,7 +106,7 @@ class Client:
         word = goodbye.message or goodbye.reason.value
         match goodbye.reason:
             case Farewell.DRAINING | Farewell.STOPPING:
-                self._lose(PeerLost("the server is stopping"), 0.0)
+                pass  # `run` tries again
             case Farewell.REPLACED:
                 raise Refused("identity_held", f"another client took over: {word}", trust=True)
             case Farewell.REVOKED:
@@ -206,6 +205,27 @@ class Client:
             raise ValueError("there is no session; it starts afresh with the next one anyway")
         self._session.retry(name)
         return [name]
+
+    def publish(self, *proxies: ProxyConfig) -> None:
+        """Publish exactly these from now on. `ValueError` for two of one name.
+
+        A proxy that stays as it is is not touched, neither its listener nor its retries; one that changed starts
+        afresh, one that is missing is closed. Visitors inside go on.
+        """
+        if len({proxy.name for proxy in proxies}) != len(proxies):
+            raise ValueError("two proxies have one name")
+        before = self._routes.routes
+        self.config = evolve(self.config, proxies=proxies)
+        self._routes.replace(proxies)
+        routes = self._routes.routes
+        for name in [name for name in self.statuses if routes.get(name) is not before.get(name)]:
+            del self.statuses[name]
+        for proxy in proxies:
+            if proxy.name not in self.statuses:
+                reason = Reason.PENDING if self.is_ready() else Reason.CONNECTING
+                self._post(_own_status(proxy.name, proxy.publish.host, proxy.publish.port, reason, "not published yet"))
+        if self._session is not None:
+            self._session.publish()
 
     def snapshot(self) -> Snapshot:
         return Snapshot("client", __version__, (SessionView(self._name, self._since, tuple(self._views())),))

@@ -15,7 +15,7 @@ from tunnel.client.channels import Tickets, keep_channel
 from tunnel.client.dialer import Dialer
 from tunnel.client.health import watch_target
 from tunnel.client.targets import RouteTable
-from tunnel.config import ClientConfig
+from tunnel.config import ClientConfig, ProxyConfig
 from tunnel.control import ControlChannel, open_client_control
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError
 from tunnel.messages import (
@@ -89,6 +89,8 @@ class ClientSession:
         self._last_heard = 0.0
         self._beats = 0
         self._tickets: Tickets | None = None
+        self._nursery: trio.Nursery | None = None  # while in session
+        self._checks: dict[str, tuple[ProxyConfig, trio.CancelScope]] = {}
         self.relay = engine.attach(route=routes.find)
 
     async def run(self, stream: TlsStream, identity: Identity) -> Goodbye:
@@ -123,12 +125,12 @@ class ClientSession:
                     nursery.start_soon(
                         keep_channel, self._dialer, self._tickets, self.relay, name=f"data channel {number}"
                     )
-                for proxy in self._config.proxies:
-                    if proxy.health_check is not None:
-                        nursery.start_soon(watch_target, proxy, self.say, name=f"health check of {proxy.name}")
+                self._nursery = nursery
+                self._check_targets()
                 goodbye = await self._read()
                 nursery.cancel_scope.cancel(reason="the server said goodbye")
             finally:
+                self._nursery = None
                 self._routes.use(None)
         return goodbye
 
@@ -188,6 +190,32 @@ class ClientSession:
 
     def retry(self, name: str) -> None:
         self.say(RetryProxy(name))
+
+    def publish(self) -> None:
+        """The routes have changed: tell the server; what stayed as it is is not touched."""
+        if self._nursery is not None:
+            self.say(self._routes.next_set())
+            self._check_targets()
+
+    def _check_targets(self) -> None:
+        """One task for each proxy with a health check; those of proxies that changed or went are ended."""
+        assert self._nursery is not None
+        wanted = {
+            route.config.name: route.config for route in self._routes.routes.values() if route.config.health_check
+        }
+        for name, (proxy, scope) in list(self._checks.items()):
+            if wanted.get(name) is not proxy:
+                scope.cancel(reason="the proxy has changed")
+                del self._checks[name]
+        for name, proxy in wanted.items():
+            if name not in self._checks:
+                scope = trio.CancelScope()
+                self._checks[name] = proxy, scope
+                self._nursery.start_soon(self._check, proxy, scope, name=f"health check of {name}")
+
+    async def _check(self, proxy: ProxyConfig, scope: trio.CancelScope) -> None:
+        with scope:
+            await watch_target(proxy, self.say)
 
     def withdraw(self) -> None:
         """Publish nothing any more: the listeners close, visitors inside go on."""

@@ -93,9 +93,22 @@ class RouteTable:
     """What the server may ask for: the proxy sets sent lately, by version and index; anything else is unknown."""
 
     def __init__(self, proxies: tuple[ProxyConfig, ...], *, dial_seconds: float) -> None:
-        self.routes = {proxy.name: ProxyRoute(proxy, dial_seconds=dial_seconds) for proxy in proxies}
+        self._dial_seconds = dial_seconds
+        self._dials: trio.Nursery | None = None
+        self.routes: dict[str, ProxyRoute] = {}
+        self.replace(proxies)
         self._sets: OrderedDict[int, tuple[str, ...]] = OrderedDict()
         self._version = 0
+
+    def replace(self, proxies: tuple[ProxyConfig, ...]) -> None:
+        """Publish these from the next set on. A proxy that stays as it is keeps its route and figures."""
+        before, self.routes = self.routes, {}
+        for proxy in proxies:
+            same = before.get(proxy.name)
+            if same is None or same.config != proxy:
+                same = ProxyRoute(proxy, dial_seconds=self._dial_seconds)
+                same.dials = self._dials
+            self.routes[proxy.name] = same
 
     def next_set(self) -> ProxySet:
         """The set to send: a version of its own, so that OPEN frames can never be taken for another's."""
@@ -116,6 +129,7 @@ class RouteTable:
 
     def use(self, dials: trio.Nursery | None) -> None:
         """Let dials that wait live in `dials` from now on."""
+        self._dials = dials
         for route in self.routes.values():
             route.dials = dials
 

@@ -26,6 +26,7 @@ from tunnel.frames import (
 )  # fmt: skip
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
 from tunnel.relay.stream import Stream
+from tunnel.sockets import channel_options
 from tunnel.tls import Detached, read_into, reset
 
 if TYPE_CHECKING:
@@ -37,9 +38,13 @@ READ_BYTES = 128 * 1024  # from one stream in one turn
 BATCH_BYTES = 256 * 1024  # of DATA in one turn; more costs cache, measured
 BATCH_END = WS_ROOM + BATCH_BYTES  # no further read begins behind it
 CAPACITY = BATCH_END + FRAME_HEAD + READ_BYTES  # the last read may pass it
+BULK_BYTES = 512 * 1024  # a stream that filled a read and has sent so much is bulk: it leaves the interactive one
 STEP_BYTES = 64 * 1024  # BIOs never shrink, so they are filled and emptied in steps
-INBOUND_BYTES = 1024 * 1024  # taken from one channel in one turn, so that the others have theirs
+INBOUND_BYTES = 256 * 1024  # from one channel in one turn; more delays the others (1 MiB costs them a millisecond)
 FIRST_ROUND_TRIP = 0.2  # seconds, until the first pong has told; too long only lets a window grow early
+
+# What a peer's RST may say of a visitor that was never served; any other reason cut one that was.
+REFUSALS = {Abort.DIAL_REFUSED, Abort.DIAL_TIMEOUT, Abort.DIAL_FAILED, Abort.UNKNOWN_PROXY, Abort.OVER_LIMIT}
 
 assert READ_BYTES < MAX_NUMBER
 _pack_head = FRAME.pack_into
@@ -53,6 +58,7 @@ class Channel:
         self.engine = session.engine
         self.sock: socket.socket = parts.sock
         self.fd = parts.sock.fileno()
+        channel_options(parts.sock)
         self.alive = True
         self.received = 0  # bytes of ciphertext: proof of life
         self.sent = 0
@@ -63,7 +69,8 @@ class Channel:
         self._tls: ssl.SSLObject = parts.tls
         self._incoming, self._outgoing = parts.incoming, parts.outgoing
         self._masks = masks
-        self._reader = FrameReader(self, session.streams.get, masked=not masks)
+        self.inbound: dict[int, Stream] = {}  # streams whose peer sends here
+        self._reader = FrameReader(self, self.inbound.get, masked=not masks)
         self._small = bytearray()  # frames without DATA for the next batch; a few for each stream
         self._controls: list[bytes] = []  # WebSocket pings, pongs and a close
         self._pong: bytes | None = None  # the newest ping's answer; older ones need none (RFC 6455 §5.5.3)
@@ -184,22 +191,26 @@ class Channel:
     def on_open(self, sid: int, index: int, version: int) -> None:
         self.session.opened(self, sid, index, version)
 
+    def on_stray(self, sid: int, data: memoryview) -> None:
+        self.session.stray(self, sid, data)
+
     def on_fin(self, sid: int) -> None:
-        stream = self.session.streams.get(sid)
-        if stream is not None:
-            if stream.fin_seen:
-                raise RemoteProtocolError("a second FIN")
+        stream = self.inbound.get(sid)
+        if stream is None:
+            self.session.stray(self, sid, None)
+        else:
             stream.fin()
 
     def on_rst(self, sid: int, reason: int) -> None:
         stream = self.session.streams.get(sid)
         if stream is not None:
-            if reason:
-                stream.tally.refuse(Abort.of(reason))
+            told = Abort.of(reason)
+            if told in REFUSALS:
+                stream.tally.refuse(told)
             stream.cut()
 
     def on_move(self, sid: int) -> None:
-        raise RemoteProtocolError("MOVE, which was not agreed on")
+        self.session.moved(self, sid)
 
     def on_ping(self, payload: bytes) -> None:
         self._pong = payload
@@ -311,6 +322,8 @@ class Channel:
                 stream.bytes_read += size
                 if size == want or stream.ending:
                     stream.queued = True
+                    if stream.bytes_read > BULK_BYTES and not stream.has_moved and self.session.move(stream):
+                        continue
                     bulk.append(stream)
             else:
                 _pack_head(batch, end, FIN, stream.sid)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from tunnel.errors import RemoteProtocolError
-from tunnel.frames import FIRST_WINDOW, RST, Abort
+from tunnel.frames import FIRST_WINDOW, MOVE, RST, Abort
 from tunnel.relay.channel import Channel
-from tunnel.relay.stream import Stream, Tally
+from tunnel.relay.stream import Strays, Stream, Tally
 from tunnel.sockets import no_delay
 from tunnel.tls import Detached, reset
 
@@ -97,10 +97,71 @@ class RelaySession:
         return channel
 
     def channel_lost(self, channel: Channel, why: str) -> None:
+        """Reset the streams that used it, either way; the peer is told on another channel, should it not know which."""
         self.channels.remove(channel)
-        for stream in [stream for stream in self.streams.values() if stream.channel is channel]:
-            stream.cut()
+        other = self._pick()
+        for stream in list(self.streams.values()):
+            if channel in (stream.channel, stream.source) or (stream.strays and stream.strays.channel is channel):
+                stream.cut()
+                if other is not None:
+                    other.put(RST | Abort.CHANNEL_LOST, stream.sid)
         self._on_lost.pop(channel)(why)
+
+    # Moving: bulk streams get a channel of their own, so that interactive ones do not wait behind them
+
+    def move(self, stream: Stream) -> bool:
+        """Send the rest of a bulk stream on another channel than the interactive (first) one, if there is another."""
+        if len(self.channels) < 2 or stream.channel is not self.channels[0]:
+            return False
+        stream.channel.put(MOVE, stream.sid)  # behind the DATA of this very turn
+        stream.has_moved = True
+        stream.channel = min(self.channels[1:], key=lambda channel: len(channel.bulk))
+        stream.channel.bulk.append(stream)
+        stream.channel.stir()
+        return True
+
+    def moved(self, channel: Channel, sid: int) -> None:
+        """The peer goes on sending elsewhere: on the channel whose frames wait, or on whichever brings the first."""
+        stream = channel.inbound.pop(sid, None)
+        if stream is None:
+            if sid in self.streams:
+                raise RemoteProtocolError(f"MOVE of stream {sid}, which does not send here")
+            return
+        stream.source = None
+        strays, stream.strays = stream.strays, None
+        if strays is not None:
+            self._settle(stream, strays.channel)
+            for frame in strays.frames:
+                if not stream.alive:
+                    return
+                if frame is None:
+                    stream.fin()
+                else:
+                    stream.deliver(memoryview(frame))
+
+    def _settle(self, stream: Stream, channel: Channel) -> None:
+        stream.source = channel
+        channel.inbound[stream.sid] = stream
+
+    def stray(self, channel: Channel, sid: int, data: memoryview | None) -> None:
+        """A frame (FIN: None) of a stream that does not send on this channel, or not yet."""
+        stream = self.streams.get(sid)
+        if stream is None:
+            return  # it crossed our RST
+        if stream.source is None:
+            self._settle(stream, channel)
+            if data is None:
+                stream.fin()
+            else:
+                stream.deliver(data)
+            return
+        if stream.strays is None:
+            stream.strays = Strays(channel)
+        strays = stream.strays
+        strays.size += 1 if data is None else len(data)
+        if strays.channel is not channel or strays.size > stream.allowance + 1:
+            raise RemoteProtocolError(f"stream {sid} sends on several channels, or beyond its credit")
+        strays.frames.append(None if data is None else bytes(data))
 
     def _pick(self) -> Channel | None:
         """The first channel that is not held up: sharing one makes bigger batches than spreading."""
@@ -132,6 +193,7 @@ class RelaySession:
             self.engine.waits.add(stream, self.engine.now())
             return
         stream.channel = channel
+        self._settle(stream, channel)
         channel.put_open(stream.sid, index, version)
         stream.ready()
 
@@ -148,6 +210,7 @@ class RelaySession:
         stream = Stream(self, sid, route.tally)
         self._keep(stream)
         stream.channel = channel
+        self._settle(stream, channel)
         try:
             route.dial(stream)
         except Exception as exc:

@@ -65,6 +65,17 @@ class Tally:
 _DIAL_ERRORS = {errno.ECONNREFUSED: Abort.DIAL_REFUSED, errno.ETIMEDOUT: Abort.DIAL_TIMEOUT}
 
 
+class Strays:
+    """Frames of a moved stream that overtook its MOVE; None stands for FIN."""
+
+    __slots__ = ("channel", "frames", "size")
+
+    def __init__(self, channel: "Channel") -> None:
+        self.channel = channel
+        self.frames: list[bytes | None] = []
+        self.size = 0
+
+
 class LocalSocket(Protocol):
     """The local side of a stream: a plain socket, or something that looks like one (TLS to a target).
 
@@ -89,16 +100,44 @@ class Stream:
     """
 
     __slots__ = (
-        "alive", "allowance", "bytes_read", "bytes_written", "channel", "connecting", "credit", "ended", "ending", "fd",
-        "fin_seen", "grant_at", "granted_at", "held", "held_size", "queued", "recv_into", "send", "session", "shut",
-        "sid", "silent_at", "sock", "tally", "window",
+        "alive",
+        "allowance",
+        "bytes_read",
+        "bytes_written",
+        "channel",
+        "connecting",
+        "credit",
+        "ended",
+        "ending",
+        "fd",
+        "fin_seen",
+        "grant_at",
+        "granted_at",
+        "has_moved",
+        "held",
+        "held_size",
+        "queued",
+        "recv_into",
+        "send",
+        "session",
+        "shut",
+        "sid",
+        "silent_at",
+        "sock",
+        "source",
+        "strays",
+        "tally",
+        "window",
     )  # fmt: skip
 
     def __init__(self, session: "RelaySession", sid: int, tally: Tally) -> None:
         self.session = session
         self.sid = sid
         self.tally = tally
-        self.channel: Channel | None = None  # None while it waits for one
+        self.channel: Channel | None = None  # where we send; None while it waits for one
+        self.source: Channel | None = None  # where the peer sends; None until its first frame after a MOVE
+        self.strays: Strays | None = None  # what came elsewhere before MOVE did
+        self.has_moved = False  # we did
         self.sock: LocalSocket | None = None  # None while the target is being dialled elsewhere
         self.fd = -1
         self.alive = True
@@ -307,6 +346,8 @@ class Stream:
 
     def fin(self) -> None:
         """They will send no more."""
+        if self.fin_seen:
+            raise RemoteProtocolError(f"a second FIN of stream {self.sid}")
         self.fin_seen = True
         self.allowance = 0  # and so must not
         if self.held is None:
@@ -363,6 +404,9 @@ class Stream:
         if not self.alive:
             return False
         self.alive = False
+        if self.source is not None:
+            self.source.inbound.pop(self.sid, None)
+        self.strays = None
         self.tally.leave(self)
         self.session.forget(self)
         if self.fd >= 0:
