@@ -3,7 +3,7 @@
 import random
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import trio
 from attrs import frozen
@@ -91,47 +91,72 @@ async def reach(
     With `once`, the first failure is raised. Also raises what an answer brought: `Refused`, or `PeerLost` with
     `answered`. If cancelled, every dial under way is ended.
     """
-    answers: list[T | Exception] = []
-    running = 0
-    changed = trio.Event()
+    race = _Race(dial, failed, once=once)
+    try:
+        async with trio.open_nursery() as dials:
+            while not race.answers:
+                started = trio.current_time()
+                race.running += 1
+                dials.start_soon(race.attempt)
+                with trio.move_on_after(OVERLAP_SECONDS):
+                    await race.wait_end()
+                while race.running >= MAX_DIALS and not race.answers:
+                    await race.wait_end()
+                low, high = PAUSE_SECONDS
+                with trio.move_on_at(started + low + (high - low) * rand()):
+                    await race.answered.wait()
+            dials.cancel_scope.cancel(reason="something answered")
+    except BaseException:
+        race.close_all_but(None)  # cancelled in the very moment of an answer
+        raise
+    answer = race.answers[0]
+    race.close_all_but(answer)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
-    async def attempt() -> None:
-        nonlocal running
+
+class _Race(Generic[T]):
+    """The dials under way, and what they brought: connections and exceptions, in their order."""
+
+    def __init__(self, dial: Callable[[], Awaitable[T]], failed: Callable[[PeerLost], None], *, once: bool) -> None:
+        self.answers: list[T | Exception] = []
+        self.answered = trio.Event()
+        self.running = 0
+        self._dial = dial
+        self._failed = failed
+        self._once = once
+        self._end = trio.Event()
+
+    async def attempt(self) -> None:
         problem = PeerLost(f"no answer within {DIAL_SECONDS:g} s")
         try:
             with trio.move_on_after(DIAL_SECONDS):
-                found = await dial()
-                if answers and not isinstance(answers[0], Exception):
-                    found.close()  # another dial was first
-                answers.append(found)
+                self._answer(await self._dial())
                 return
         except PeerLost as exc:
             problem = exc
         except Exception as exc:
-            answers.append(exc)
+            self._answer(exc)
             return
         finally:
-            running -= 1
-            changed.set()
-        if problem.answered or once:
-            answers.append(problem)
-        failed(problem)
+            self.running -= 1
+            self._end.set()
+        if problem.answered or self._once:
+            self._answer(problem)
+        else:
+            self._failed(problem)
 
-    async with trio.open_nursery() as dials:
-        while not answers:
-            started, changed = trio.current_time(), trio.Event()
-            running += 1
-            dials.start_soon(attempt)
-            with trio.move_on_after(OVERLAP_SECONDS):
-                await changed.wait()
-            while running >= MAX_DIALS and not answers:
-                changed = trio.Event()
-                await changed.wait()
-            if not answers:
-                low, high = PAUSE_SECONDS
-                await trio.sleep_until(started + low + (high - low) * rand())
-        dials.cancel_scope.cancel(reason="something answered")
-    answer = answers[0]
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    def _answer(self, answer: T | Exception) -> None:
+        self.answers.append(answer)
+        self.answered.set()
+
+    async def wait_end(self) -> None:
+        """Until the next dial ends, whatever it brought."""
+        self._end = trio.Event()
+        await self._end.wait()
+
+    def close_all_but(self, winner: T | Exception | None) -> None:
+        for answer in self.answers:
+            if answer is not winner and not isinstance(answer, Exception):
+                answer.close()
