@@ -53,9 +53,8 @@ def run_serve(
 ) -> int:
     """Serve until a signal; returns the exit code. `introduce` prints the line to paste at a client."""
     config = evolve(config, state_dir=config.state_dir or default_state_dir())
-    token = _first_token(config) if introduce else None
     with logs.configure(verbose, log_format):
-        announce = partial(_announce, introduce=introduce, public_host=public_host, token=token)
+        announce = partial(_announce, config=config, introduce=introduce, public_host=public_host)
         return trio.run(_serve, config, announce)
 
 
@@ -77,8 +76,9 @@ def _first_token(config: ServerConfig) -> str | None:
     return None if state.grants() else state.new_token(FIRST_CLIENT)
 
 
-def _announce(server: Server, *, introduce: bool, public_host: str | None, token: str | None) -> None:
+def _announce(server: Server, *, config: ServerConfig, introduce: bool, public_host: str | None) -> None:
     if introduce:
+        token = _first_token(config)  # not before it listens: a start that failed must not use up the one showing
         where = HostPort(public_host or reachable_host(server.where.host), server.where.port)
         line = (
             f"trio-tunnel connect {shlex.quote(str(where))} --pin {pin_text(certificate_pin_of_file(server.cert_file))}"
