@@ -10,7 +10,7 @@ import trio
 from attrs import evolve, frozen
 
 from tunnel.backoff import RECONNECT, RECONNECT_REFUSED
-from tunnel.client.dialer import make_dialer, reach
+from tunnel.client.dialer import PAUSE_SECONDS, make_dialer, reach
 from tunnel.client.session import ClientSession, Identity
 from tunnel.client.targets import RouteTable
 from tunnel.config import ClientConfig, ProxyConfig
@@ -69,17 +69,21 @@ class Client:
         while True:
             self._move("connecting", self.connection.detail)
             self._reached_at = math.inf
-            why: TunnelError = PeerLost("the server is stopping")
+            why: TunnelError | None = None
             try:
                 await self._one_session(once=once)
             except (Refused, PeerLost, RemoteProtocolError) as exc:
                 why = exc
+            announced = why is None
+            why = why or PeerLost("the server is stopping")
             if once:
                 raise why
             if trio.current_time() - self._reached_at > STEADY_SECONDS:
                 delays, refused_delays, at_once = RECONNECT.delays(), RECONNECT_REFUSED.delays(), True
             if isinstance(why, Refused) and why.trust:
                 delay = HELD_SECONDS if why.reason == "identity_held" else next(refused_delays)
+            elif announced and not at_once:
+                delay = PAUSE_SECONDS[0]  # no failure, however often: come back as soon as a new process listens
             else:
                 delay = 0.0 if at_once else next(delays)
                 at_once = False
