@@ -53,7 +53,11 @@ def held_port(port: int = 0, host: str = LOOPBACK) -> Iterator[socket.socket]:
 
 def can_listen(port: int, host: str = LOOPBACK) -> bool:
     """Whether nobody listens there."""
-    with socket.socket() as probe:
+    try:
+        probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError:
+        return False
+    with probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

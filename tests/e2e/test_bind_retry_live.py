@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -300,6 +299,21 @@ def test_port_0_is_chosen_told_and_kept(stage: Stage, echo_port: int) -> None:
 
 
 @pytest.mark.slow
+def test_a_kept_port_that_somebody_took_meanwhile_is_replaced(stage: Stage, echo_port: int) -> None:
+    server = stage.serve()
+    client = stage.connect(server, f"web=127.0.0.1:0:{echo_port}")
+    (port,) = client.wait_healthy("web")
+    server.terminate()
+    assert server.wait() == 0
+    with held_port(port):
+        mark = len(client.out)
+        stage.serve(state=server.state, port=server.port)
+        (other,) = client.wait_healthy("web", start=mark)
+        assert other != port
+        ask_echo(other)
+
+
+@pytest.mark.slow
 def test_a_listener_on_an_address_the_host_does_not_have_is_retried_with_the_reason(
     stage: Stage, echo_port: int
 ) -> None:
@@ -312,7 +326,7 @@ def test_a_listener_on_an_address_the_host_does_not_have_is_retried_with_the_rea
 
 @pytest.mark.slow
 def test_ipv6_is_published_beside_ipv4_on_the_same_port(stage: Stage, echo_port: int) -> None:
-    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists() or not Path("/proc/net/if_inet6").read_text():
+    if not can_listen(0, "::1"):
         pytest.skip("this host has no IPv6")
     server = stage.serve()
     port = free_port()

@@ -13,7 +13,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from processes import LOOPBACK, Client, Process, Stage, ask_echo, free_port, held_port, http_get, proxy_toml
+from processes import (
+    LOOPBACK,
+    Client,
+    Process,
+    Server,
+    Stage,
+    ask_echo,
+    can_listen,
+    free_port,
+    held_port,
+    http_get,
+    proxy_toml,
+)
 from services import Services, echo
 
 from tunnel.certificates import make_self_signed
@@ -88,6 +100,25 @@ def test_the_pasted_line_with_a_proxy_appended_is_a_working_tunnel(stage: Stage,
 
 
 @pytest.mark.slow
+def test_the_line_of_an_ipv6_server_works_in_a_shell(stage: Stage, echo_port: int) -> None:
+    """Brackets are a pattern to a shell."""
+    if not can_listen(0, "::1"):
+        pytest.skip("this host has no IPv6")
+    server = stage.start("serve", "--listen", "[::1]:0", "--admin", "off", "--state-dir", stage.path("s"), kind=Server)
+    server.wait_listening()
+    public = free_port()
+    client = stage.shell(f"{server.paste} -p web=127.0.0.1:{public}:{echo_port}")
+    client.wait_line("web: healthy")
+    ask_echo(public)
+
+
+@pytest.mark.slow
+def test_the_public_host_is_what_the_line_names(stage: Stage) -> None:
+    server = stage.serve("--public-host", "tunnel.example.com")
+    assert f" trio-tunnel connect tunnel.example.com:{server.port} --pin " in server.paste
+
+
+@pytest.mark.slow
 def test_token_new_works_at_once_and_revoked_no_more(stage: Stage, echo_port: int) -> None:
     server = stage.serve()
     secret = stage.run("token", "new", "lab", "--state-dir", server.state).stdout
@@ -110,6 +141,7 @@ def test_a_port_that_is_taken_is_a_failure_that_names_it(stage: Stage) -> None:
         )
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in process.stderr
     assert "listening" not in process.stdout
+    assert stage.serve(state=stage.path("s")).token  # the start that failed did not use it up
 
 
 @pytest.mark.slow

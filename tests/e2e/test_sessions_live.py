@@ -60,18 +60,20 @@ def read_to_the_end(visitor: socket.socket) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_restart_in_order_is_as_quick(stage: Stage, echo_port: int) -> None:
+def test_restarts_in_order_are_as_quick_however_often(stage: Stage, echo_port: int) -> None:
+    """B2: a restart that was announced is no failure, and no reason to wait longer the next time."""
     server = stage.serve()
     public = free_port()
     client = stage.connect(server, f"web=127.0.0.1:{public}:{echo_port}")
     client.wait_healthy("web")
-    began = time.monotonic()
-    server.terminate()
-    assert server.wait() == 0
-    stage.serve(state=server.state, port=server.port)
-    stage.until(lambda: echoes(public), "service is back", seconds=3)
-    print(f"service back {time.monotonic() - began:.2f} s after SIGTERM to the old server")
-    assert time.monotonic() - began < 2
+    for _ in range(6):
+        began = time.monotonic()
+        server.terminate()
+        assert server.wait() == 0
+        server = stage.serve(state=server.state, port=server.port)
+        stage.until(lambda: echoes(public), "service is back", seconds=3)
+        print(f"service back {time.monotonic() - began:.2f} s after SIGTERM to the old server")
+        assert time.monotonic() - began < 2
     assert "the server is stopping" in client.stderr
 
 
