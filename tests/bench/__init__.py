@@ -1,0 +1,10 @@
+"""The benchmark: trio-tunnel, a naive tunnel, and every peer on PATH, under the same load. `python -m tests.bench -h`.
+
+`systems`, `peers`           what is measured, one small class each; `naive` is the tunnel that one would write first
+`services`, `link`           what stands behind them, and the emulated link that may lie between
+`loads`, `visitors`          what loads them: wrk, ab, iperf3 and Python
+`figures`, `link_figures`    what is measured of a system; `rounds`: in which order
+`report`, `plot`, `machine`  what is written
+
+Nothing here asserts a time: figures are medians of one machine's run, and compare only within that run.
+"""

@@ -1,0 +1,40 @@
+"""The benchmark runs and its output is well formed. What it measured is nobody's business here."""
+
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MISSING = [program for program in ("wrk", "nginx") if not shutil.which(program)]
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"the benchmark needs {', '.join(MISSING)}")
+def test_quick_benchmark_writes_well_formed_reports(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.bench", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+
+    found = json.loads((tmp_path / "quick.json").read_text())
+    ours = found["systems"]["trio-tunnel"]
+    assert ours["notes"] == [], done.stderr
+    assert {"requests_64", "p99_64_ms", "cpu_us_per_request", "rest_mib", "burst_served"} <= set(ours["medians"])
+    assert ("figure connections" in found["skipped"]) == (shutil.which("ab") is None)
+    assert ("bulk_down" in ours["medians"]) == (shutil.which("iperf3") is not None)
+
+    markdown = (tmp_path / "quick.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1, markdown
+    assert {"| direct", "| **trio-tunnel**"} <= {row[: row.index(" |", 1)] for row in rows[2:]}
+    for part in (found["machine"]["cpu"], found["machine"]["kernel"], found["command"]):
+        assert part in markdown
+
+    plot = ElementTree.parse(tmp_path / "quick.svg").getroot()
+    assert plot.tag.endswith("svg")
+    assert list(plot.iter("{http://www.w3.org/2000/svg}rect"))

@@ -1,0 +1,111 @@
+"""Visitors in Python, for what wrk and ab do not measure: `python -m tests.bench.visitors WHAT HOST PORT NUMBERS…`.
+
+Each visitor is a new connection that sends one request. A process of its own, since it may have to run in a network
+namespace; it prints one line of JSON. Times are from the start of the connection to the first byte of the answer.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import trio
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
+PATIENCE_SECONDS = 30.0
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest rank; `nan` of nothing."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else math.nan
+
+
+async def visit(host: str, port: int) -> tuple[float, trio.SocketStream]:
+    """Milliseconds to the first byte, and the connection."""
+    began = trio.current_time()
+    stream = await trio.open_tcp_stream(host, port, happy_eyeballs_delay=PATIENCE_SECONDS)
+    try:
+        await stream.send_all(REQUEST)
+        if not await stream.receive_some(4096):
+            raise trio.BrokenResourceError("closed without an answer")
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return (trio.current_time() - began) * 1000, stream
+
+
+async def visit_once(host: str, port: int, times: list[float]) -> None:
+    """A visitor that is not served leaves no time."""
+    with trio.move_on_after(PATIENCE_SECONDS):
+        try:
+            spent, stream = await visit(host, port)
+        except (OSError, trio.BrokenResourceError):
+            return
+        times.append(spent)
+        await trio.aclose_forcefully(stream)
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    return {
+        "served": len(times),
+        "median_ms": percentile(times, 50),
+        "p99_ms": percentile(times, 99),
+        "slowest_ms": max(times, default=math.nan),
+    }
+
+
+async def once(host: str, port: int) -> dict[str, float]:
+    """One visitor; the exit code tells."""
+    with trio.fail_after(2):
+        spent, stream = await visit(host, port)
+    await trio.aclose_forcefully(stream)
+    return {"median_ms": spent}
+
+
+async def burst(host: str, port: int, count: float) -> dict[str, float]:
+    """All at once."""
+    times: list[float] = []
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(count)):
+            nursery.start_soon(visit_once, host, port, times)
+    return summary(times)
+
+
+async def one_by_one(host: str, port: int, count: float) -> dict[str, float]:
+    """Each after the one before, a moment apart."""
+    times: list[float] = []
+    for _ in range(int(count)):
+        await visit_once(host, port, times)
+        await trio.sleep(0.01)
+    return summary(times)
+
+
+async def crowd(host: str, port: int, concurrency: float, seconds: float) -> dict[str, float]:
+    """So many at a time, each replaced as soon as it has been served; `rate` is visitors per second."""
+    times: list[float] = []
+    began = trio.current_time()
+
+    async def keep_visiting() -> None:
+        while trio.current_time() - began < seconds:
+            served = len(times)
+            await visit_once(host, port, times)
+            if len(times) == served:
+                await trio.sleep(0.05)  # a listener that refuses would otherwise be asked without end
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(concurrency)):
+            nursery.start_soon(keep_visiting)
+    return {**summary(times), "rate": len(times) / (trio.current_time() - began)}
+
+
+def main(argv: Sequence[str]) -> None:
+    what, host, port, *numbers = argv
+    known: dict[str, Any] = {"once": once, "burst": burst, "one-by-one": one_by_one, "crowd": crowd}
+    print(json.dumps(trio.run(partial(known[what], host, int(port), *map(float, numbers)))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
