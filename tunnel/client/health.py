@@ -50,11 +50,15 @@ async def watch_target(proxy: ProxyConfig, tell: Callable[[TargetHealth], None])
     assert check is not None
     verdict = Verdict(check)
     after = math.ceil(check.interval)
+    last: str | None = None
     while True:
         problem = await _first_problem(proxy.targets, check)
         changed = verdict.add(problem is None)
-        if changed or verdict.healthy is False:
-            tell(TargetHealth(proxy.name, verdict.healthy is True, problem, None if verdict.healthy else after))
+        last = problem or last  # while it is coming back (`rise`), what was wrong still is
+        if verdict.healthy is False:
+            tell(TargetHealth(proxy.name, False, last, after))
+        elif changed:
+            tell(TargetHealth(proxy.name, True))
         await trio.sleep(check.interval)
 
 
@@ -101,7 +105,8 @@ async def _check_http(stream: trio.abc.Stream, target: Target, check: HealthChec
             if event.status_code not in check.expect_status:
                 raise CheckFailed(f"GET {check.path} answered {event.status_code}")
             return
-        if isinstance(event, h11.ConnectionClosed):
-            raise CheckFailed(f"GET {check.path} was not answered")
         if event is h11.NEED_DATA:
-            client.receive_data(bytes(await stream.receive_some(MAX_ANSWER_BYTES)))
+            data = bytes(await stream.receive_some(MAX_ANSWER_BYTES))
+            if not data:  # h11's own words for it would tell nobody anything
+                raise CheckFailed(f"GET {check.path} was not answered")
+            client.receive_data(data)
