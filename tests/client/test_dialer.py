@@ -157,7 +157,7 @@ async def test_a_connection_beside_a_failed_answer_is_not_left_open(autojump_clo
     try:
         found = await reach(world.dial, failed=world.failed)
     except PeerLost:
-        assert connection.closed == 1  # noqa: PT017  which of the two is first is the scheduler's choice
+        assert connection.closed == 1  # which of the two is first is the scheduler's choice
     else:
         assert (found.closed, found) == (0, connection)
 
