@@ -16,7 +16,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tunnel.addresses import parse_pin
-from tunnel.certificates import certificate_pin_of_file, expiry, make_self_signed, pin_text, spki_pin
+from tunnel.certificates import (
+    certificate_pin_of_file,
+    expiry,
+    make_elsewhere,
+    make_self_signed,
+    pin_text,
+    spki_pin,
+)
 from tunnel.errors import TunnelError
 
 NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "someone")])
@@ -206,3 +213,25 @@ def test_reading_a_pin_does_not_load_cryptography():
         "spki_pin(der), expiry(der); sys.exit('cryptography' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script, DER.hex()], check=False).returncode == 0
+
+
+def test_a_certificate_made_in_a_child_process_is_one_of_ours_and_keeps_a_given_key() -> None:
+    certificate, key = make_elsewhere(["tunnel.example.com", "203.0.113.7"])
+    again, same_key = make_elsewhere(["tunnel.example.com"], key_pem=key)
+    assert key == same_key
+    assert _pin(certificate) == _pin(again)
+
+
+def test_a_key_that_cannot_be_used_is_told_by_this_process() -> None:
+    with pytest.raises(TunnelError):
+        make_elsewhere(["localhost"], key_pem=b"no key")
+
+
+def test_without_an_interpreter_to_start_the_certificate_is_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nonexistent/python")
+    certificate, _ = make_elsewhere(["localhost"])
+    assert _pin(certificate)
+
+
+def _pin(certificate: bytes) -> bytes:
+    return spki_pin(ssl.PEM_cert_to_DER_cert(certificate.decode()))

@@ -16,7 +16,10 @@ give an answer or ValueError, nothing else.
 
 import hashlib
 import ipaddress
+import json
 import re
+import subprocess
+import sys
 from binascii import Error as Base64Error
 from binascii import a2b_base64
 from collections.abc import Iterable
@@ -43,6 +46,7 @@ MAX_FILE_BYTES = 1024 * 1024  # a PEM bundle of every public CA is a quarter of 
 
 INTEGER, BIT_STRING, UTC_TIME, GENERALIZED_TIME, SEQUENCE, EXPLICIT_0 = 0x02, 0x03, 0x17, 0x18, 0x30, 0xA0
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s(.*?)-----END CERTIFICATE-----", re.DOTALL)
+CHILD_SECONDS = 30.0  # for making a key; it takes a third of one
 
 
 def spki_pin(der: bytes) -> bytes:
@@ -109,6 +113,36 @@ def make_self_signed(hosts: Iterable[str], *, key_pem: bytes | None = None) -> t
     plain = serialization.NoEncryption()
     pkcs8 = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
     return certificate.public_bytes(serialization.Encoding.PEM), pkcs8
+
+
+def make_elsewhere(hosts: Iterable[str], *, key_pem: bytes | None = None) -> tuple[bytes, bytes]:
+    """`make_self_signed` in a child process, so that a server does not keep `cryptography` for good (11 MiB).
+
+    Where no interpreter can be started (a frozen program), in this one. Takes a third of a second, and blocks.
+    """
+    asked = json.dumps({"hosts": list(hosts), "key": key_pem and key_pem.decode("ascii")})
+    child = "from tunnel.certificates import _answer; _answer()"
+    try:
+        done = subprocess.run(  # noqa: S603  our own interpreter and code
+            [sys.executable, "-c", child],
+            input=asked,
+            capture_output=True,
+            text=True,
+            timeout=CHILD_SECONDS,
+            check=True,
+        )
+        made = json.loads(done.stdout)
+        return made["certificate"].encode(), made["key"].encode()
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+        return make_self_signed(hosts, key_pem=key_pem)  # and if the key was the trouble, this says so
+
+
+def _answer() -> None:
+    """The child's part: hosts and key come on standard input, certificate and key go to standard output."""
+    asked = json.load(sys.stdin)
+    key_pem = asked["key"] and asked["key"].encode("ascii")
+    certificate, key = make_self_signed(asked["hosts"], key_pem=key_pem)
+    json.dump({"certificate": certificate.decode(), "key": key.decode()}, sys.stdout)
 
 
 def _load_key(key_pem: bytes) -> "ec.EllipticCurvePrivateKey":

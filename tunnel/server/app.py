@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from tunnel.addresses import HostPort
-from tunnel.certificates import make_self_signed
+from tunnel.certificates import make_elsewhere
 from tunnel.config import Grant, ServerConfig
 from tunnel.errors import TunnelError
 from tunnel.limits import visitor_bound
@@ -88,7 +88,7 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
     Leaving the body cuts every session at once; `Server.drain` first ends them gracefully.
     """
     state = StateDir.open(config.state_dir) if config.state_dir is not None else None
-    context, cert_file = _tls(config, state)
+    context, cert_file = await trio.to_thread.run_sync(_tls, config, state)  # may make a key first
     listener = _listen(config.bind)
     where = HostPort(config.bind.host, listener.getsockname()[1])
     registry: Registry[Session] = Registry()
@@ -139,7 +139,7 @@ def _tls(config: ServerConfig, state: StateDir | None) -> tuple[ssl.SSLContext, 
         files = config.cert_file, config.key_file
     elif state is not None:
         hosts = [config.bind.host, socket.gethostname()]
-        files = state.certificate(lambda key: make_self_signed(hosts, key_pem=key))
+        files = state.certificate(lambda key: make_elsewhere(hosts, key_pem=key))
     else:
         raise TunnelError("a server needs a state directory, or cert_file and key_file")
     try:
