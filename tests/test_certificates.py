@@ -223,7 +223,7 @@ def test_a_certificate_made_in_a_child_process_is_one_of_ours_and_keeps_a_given_
 
 
 def test_a_key_that_cannot_be_used_is_told_by_this_process() -> None:
-    with pytest.raises(TunnelError):
+    with pytest.raises(ValueError, match="PEM"):
         make_elsewhere(["localhost"], key_pem=b"no key")
 
 
