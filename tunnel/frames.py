@@ -95,8 +95,8 @@ class FrameReader:
     """
 
     __slots__ = (
-        "_data_left", "_data_stream", "_find", "_fragmented", "_head", "_mask", "_mask_at", "_masked", "_message_left",
-        "_partial", "_receiver",
+        "_data_left", "_data_stream", "_ended", "_find", "_fragmented", "_head", "_mask", "_mask_at", "_masked",
+        "_message_left", "_partial", "_receiver",
     )  # fmt: skip
 
     def __init__(self, receiver: Receiver, find: Callable[[int], Sink | None], *, masked: bool) -> None:
@@ -111,6 +111,7 @@ class FrameReader:
         self._partial = b""  # a frame's head or OPEN, while it is not whole; less than MAX_OPEN_PAYLOAD + 8 bytes
         self._data_left = 0  # payload bytes of the current DATA frame not yet seen
         self._data_stream = 0
+        self._ended = False  # their close was seen; nothing after it counts
 
     def feed(self, view: memoryview) -> None:
         """Handle all of `view` (writable); DATA is passed on as slices of it, as it comes.
@@ -120,6 +121,8 @@ class FrameReader:
         at, end = 0, len(view)
         while at < end:
             if self._message_left == 0:
+                if self._ended:
+                    return
                 at = self._begin_message(view, at)
                 continue
             stop = at + self._message_left
@@ -253,6 +256,7 @@ class FrameReader:
         elif opcode == _PONG:
             self._receiver.on_pong(payload)
         elif opcode == _CLOSE:
+            self._ended = True
             self._receiver.on_close()
         else:
             raise RemoteProtocolError(f"unknown WebSocket opcode {opcode}")

@@ -57,7 +57,7 @@ class Channel:
         self.session = session
         self.engine = session.engine
         self.sock: socket.socket = parts.sock
-        self.fd = parts.sock.fileno()
+        self.fd = -1  # until it is registered
         channel_options(parts.sock)
         self.alive = True
         self.received = 0  # bytes of ciphertext: proof of life
@@ -77,6 +77,8 @@ class Channel:
         self._unsent: list[bytes | memoryview] = [parts.unsent] if parts.unsent else []  # the kernel had no room
         self._ping_nonce = 0
         self._ping_at = 0.0
+        self._received_before = 0  # when the deadline of the last ping began
+        self._ending = False  # their FIN has come: read until it is seen
         self._first_plaintext = parts.plaintext
 
     @property
@@ -84,19 +86,30 @@ class Channel:
         """The kernel has not taken the last batch: nothing is read for this channel until it has."""
         return bool(self._unsent)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Of frames without DATA, which have no credit to bound them."""
+        return len(self._small)
+
     def begin(self) -> None:
         """Register, and step once: what was read before raises no edge."""
-        self.engine.register(self.fd, self)
+        fd = self.sock.fileno()
+        self.engine.register(fd, self)
+        self.fd = fd
         if self._first_plaintext:
             first, self._first_plaintext = self._first_plaintext, b""
             self._reader.feed(memoryview(bytearray(first)))
-        self._read()
-        self.ping()
+        if self.alive and self._decrypt():
+            self._read()
+        if self.alive:
+            self.ping()
 
     # Events
 
     def on_event(self, event: int) -> None:
         if event & (READ | READ_END | HANGUP):
+            if event & (READ_END | HANGUP):
+                self._ending = True
             self._read()
         elif event & ERROR:
             self.lost("the connection was reset")
@@ -142,8 +155,8 @@ class Channel:
                 if not self._decrypt():
                     return
             taken += size
-            if size < len(cipher):
-                return
+            if size < len(cipher) and not self._ending:
+                return  # what comes next raises an edge; a FIN that came with these bytes would not
             if taken >= INBOUND_BYTES:
                 self.engine.rereads.append(self)
                 return
@@ -244,10 +257,19 @@ class Channel:
         """Ask for a sign of life, and measure the round trip; unanswered for its deadline, the channel is lost."""
         self._ping_nonce += 1
         self._ping_at = self.engine.now()
+        self._received_before = self.received
         self._controls.append(control_message(PING, self._ping_nonce.to_bytes(8, "big"), masked=self._masks))
         self.engine.pongs.add(self, self._ping_at)
         self.engine.pings.add(self, self._ping_at)
         self.stir()
+
+    def unanswered(self) -> None:
+        """No pong yet. On a slow link it may stand behind megabytes; as long as those arrive, the channel lives."""
+        if self.received == self._received_before:
+            self.lost("no sign of life")
+            return
+        self._received_before = self.received
+        self.engine.pongs.add(self, self.engine.now())
 
     def pump(self) -> None:
         """One turn's output: a read of each ready stream, one message, one send."""
@@ -401,7 +423,8 @@ class Channel:
         if not self.alive:
             return False
         self.alive = False
-        self.engine.unregister(self.fd)
+        if self.fd >= 0:
+            self.engine.unregister(self.fd)
         self.engine.pings.discard(self)
         self.engine.pongs.discard(self)
         self._small.clear()

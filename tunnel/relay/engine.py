@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import trio
 from attrs import define
@@ -52,6 +52,9 @@ class Member(Entry, Protocol):
     def fail(self, exc: Exception) -> None: ...
 
 
+M = TypeVar("M", bound=Member)
+
+
 class Engine:
     """One a process. `run` ends when cancelled; sessions attach to it and leave before.
 
@@ -75,20 +78,20 @@ class Engine:
         self.max_streams = limits.max_visitors
         self.open_streams = 0
         self.full: set[Listener] = set()  # paused at a bound
-        self.pings = DeadlineQueue[Channel](PING_SECONDS, lambda channel: channel.ping())
-        self.pongs = DeadlineQueue[Channel](PONG_SECONDS, lambda channel: channel.lost("no sign of life"))
-        self.dials = DeadlineQueue[Stream](limits.dial_seconds, lambda stream: stream.refuse(Abort.DIAL_TIMEOUT))
-        self.waits = DeadlineQueue[Stream](
-            limits.channel_wait_seconds, lambda stream: stream.refuse(Abort.CHANNEL_LOST)
-        )
-        self.half_closed = DeadlineQueue[Stream](limits.half_closed_seconds, self._silent)
-        self.pauses = DeadlineQueue[Listener](SHORTAGE_SECONDS, lambda listener: listener.resume())
+        self.pings = self._deadlines(PING_SECONDS, Channel.ping)
+        self.pongs = self._deadlines(PONG_SECONDS, Channel.unanswered)
+        self.dials = self._deadlines(limits.dial_seconds, _dial_timed_out)
+        self.waits = self._deadlines(limits.channel_wait_seconds, _no_channel_came)
+        self.half_closed = self._deadlines(limits.half_closed_seconds, self._silent)
+        self.pauses = self._deadlines(SHORTAGE_SECONDS, Listener.resume)
         self.errors = 0  # caught by walls
         self.turns = 0
         self._queues: tuple[DeadlineQueue[Any], ...] = (
             self.pings, self.pongs, self.dials, self.waits, self.half_closed, self.pauses,
         )  # fmt: skip
         self._entries: dict[int, Member] = {}
+        self._left: set[int] = set()  # numbers unregistered since the last poll, whose events may still be in hand
+        self._arrived: dict[int, Member] = {}  # and who got such a number since: not to be told of those events
         self._poller: Poller = (poller or available()[0])()
         self._linger = linger
         self._waker, wakee = socket.socketpair()
@@ -145,6 +148,10 @@ class Engine:
         self.turns += 1
         events = self._poller.poll(timeout)
         entries = self._entries
+        if self._left:
+            self._left.clear()
+            entries.update(self._arrived)
+            self._arrived.clear()
         for fd, event in events:
             entry = entries.get(fd)
             if entry is None:
@@ -205,6 +212,15 @@ class Engine:
                 queue.expire(now)
                 self.wake()
 
+    def _deadlines(self, seconds: float, act: Callable[[M], None]) -> DeadlineQueue[M]:
+        def expired(owner: M) -> None:
+            try:
+                act(owner)
+            except Exception as exc:
+                self.wall(owner, exc)
+
+        return DeadlineQueue(seconds, expired)
+
     def _silent(self, stream: Stream) -> None:
         if stream.moved != stream.silent_at:
             stream.session.half_closed(stream)  # not silent: another term
@@ -214,12 +230,14 @@ class Engine:
     # For streams, channels and listeners
 
     def register(self, fd: int, entry: Member, *, level: bool = False) -> None:
-        self._entries[fd] = entry
         (self._poller.register_level if level else self._poller.register)(fd, entry)
+        (self._arrived if fd in self._left else self._entries)[fd] = entry
 
     def unregister(self, fd: int) -> None:
         """Before closing it."""
-        del self._entries[fd]
+        if self._arrived.pop(fd, None) is None:
+            del self._entries[fd]
+        self._left.add(fd)
         self._poller.unregister(fd)
 
     def stream_left(self, window: int) -> None:
@@ -248,6 +266,14 @@ class Engine:
         self._wakee.sock.close()
         self._waker.close()
         self._poller.close()
+
+
+def _dial_timed_out(stream: Stream) -> None:
+    stream.refuse(Abort.DIAL_TIMEOUT)
+
+
+def _no_channel_came(stream: Stream) -> None:
+    stream.refuse(Abort.CHANNEL_LOST)
 
 
 class _Wakee:

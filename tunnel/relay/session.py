@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ACCEPTS = 64  # from one listener in one turn
+MAX_SMALL_BYTES = 4 * 1024 * 1024  # of answers to OPEN that the server does not take: half a million
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # What accept(2) passes on from a connection that failed before it was accepted: the next one may be fine.
 _PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
@@ -88,7 +89,7 @@ class RelaySession:
             channel.begin()
         except Exception as exc:
             self.engine.wall(channel, exc)
-        else:
+        if channel.alive and self._waiting:
             waiting, self._waiting = self._waiting, {}
             for stream, (index, version) in waiting.items():
                 self.engine.waits.discard(stream)
@@ -131,13 +132,10 @@ class RelaySession:
         strays, stream.strays = stream.strays, None
         if strays is not None:
             self._settle(stream, strays.channel)
-            for frame in strays.frames:
-                if not stream.alive:
-                    return
-                if frame is None:
-                    stream.fin()
-                else:
-                    stream.deliver(memoryview(frame))
+            if strays.data:
+                stream.deliver(memoryview(strays.data))
+            if strays.fin and stream.alive:
+                stream.fin()
 
     def _settle(self, stream: Stream, channel: Channel) -> None:
         stream.source = channel
@@ -158,10 +156,14 @@ class RelaySession:
         if stream.strays is None:
             stream.strays = Strays(channel)
         strays = stream.strays
-        strays.size += 1 if data is None else len(data)
-        if strays.channel is not channel or strays.size > stream.allowance + 1:
-            raise RemoteProtocolError(f"stream {sid} sends on several channels, or beyond its credit")
-        strays.frames.append(None if data is None else bytes(data))
+        if strays.channel is not channel or strays.fin:
+            raise RemoteProtocolError(f"stream {sid} sends on several channels, or after its FIN")
+        if data is None:
+            strays.fin = True
+            return
+        strays.data += data
+        if len(strays.data) > stream.allowance:
+            raise RemoteProtocolError(f"DATA beyond the credit of stream {sid}")
 
     def _pick(self) -> Channel | None:
         """The first channel that is not held up: sharing one makes bigger batches than spreading."""
@@ -183,8 +185,11 @@ class RelaySession:
         stream = Stream(self, self._next_sid, tally)
         self._next_sid = self._next_sid % 0xFFFFFFFF + 1
         self._keep(stream)
-        stream.attach(sock)
-        self._open(stream, index, version)
+        try:
+            stream.attach(sock)
+            self._open(stream, index, version)
+        except Exception as exc:
+            self.engine.wall(stream, exc)
 
     def _open(self, stream: Stream, index: int, version: int) -> None:
         channel = self._pick()
@@ -203,6 +208,8 @@ class RelaySession:
             raise RemoteProtocolError("OPEN from a client")
         if sid in self.streams:
             raise RemoteProtocolError(f"OPEN of stream {sid}, which is open")
+        if channel.waiting_bytes > MAX_SMALL_BYTES:
+            raise RemoteProtocolError("it asks and does not read the answers")
         route = self._route(index, version)
         if route is None or self.is_full or self.engine.is_full:
             channel.put(RST | (Abort.UNKNOWN_PROXY if route is None else Abort.OVER_LIMIT), sid)
@@ -343,8 +350,12 @@ class Listener:
 
     def resume(self) -> None:
         if self._paused and not self._closed:
-            self._paused = False
-            self.engine.register(self._fd, self, level=True)
+            try:
+                self.engine.register(self._fd, self, level=True)
+            except OSError as exc:  # the poller is at a limit of the system's
+                self.engine.short_of(self, exc)
+            else:
+                self._paused = False
 
     def close(self) -> None:
         """Stop accepting and free the address at once."""

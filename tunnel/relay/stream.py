@@ -66,21 +66,22 @@ _DIAL_ERRORS = {errno.ECONNREFUSED: Abort.DIAL_REFUSED, errno.ETIMEDOUT: Abort.D
 
 
 class Strays:
-    """Frames of a moved stream that overtook its MOVE; None stands for FIN."""
+    """What came of a moved stream before its MOVE did: the bytes, in one piece whatever theirs were, and its FIN."""
 
-    __slots__ = ("channel", "frames", "size")
+    __slots__ = ("channel", "data", "fin")
 
     def __init__(self, channel: "Channel") -> None:
         self.channel = channel
-        self.frames: list[bytes | None] = []
-        self.size = 0
+        self.data = bytearray()
+        self.fin = False
 
 
 class LocalSocket(Protocol):
     """The local side of a stream: a plain socket, or something that looks like one (TLS to a target).
 
     `send` and `recv_into` raise `BlockingIOError` when they would block and `OSError` when the connection broke;
-    `recv_into` gives 0 only for a clean end, and less than asked only when nothing more is there.
+    `recv_into` gives 0 only for a clean end, and less than asked only when nothing more is there. `shutdown` raises
+    `BlockingIOError` while what `send` took is not all with the kernel, and is then called again at the next edge.
     """
 
     def send(self, data: bytes | bytearray | memoryview, /) -> int: ...
@@ -167,9 +168,10 @@ class Stream:
     def attach(self, sock: "LocalSocket", entry: "Member | None" = None) -> None:
         """Take a connected socket (or one that is connecting) and begin; `entry` stands in for it at the poller."""
         self.sock = sock
-        self.fd = sock.fileno()
         self.send, self.recv_into = sock.send, sock.recv_into
-        self.session.engine.register(self.fd, entry or self)
+        fd = sock.fileno()
+        self.session.engine.register(fd, entry or self)
+        self.fd = fd
         if not self.connecting:
             self.release_held()
 
@@ -178,8 +180,11 @@ class Stream:
         if not self.alive:
             sock.close()
             return
-        self.attach(sock, entry)
-        self.ready()
+        try:
+            self.attach(sock, entry)
+            self.ready()
+        except Exception as exc:
+            self.session.engine.wall(self, exc)
         self.session.engine.wake()
 
     def on_event(self, event: int) -> None:
@@ -210,7 +215,7 @@ class Stream:
             self.ready()
 
     def wants(self) -> int:
-        wants = READ if not self.ended and self.queued is False else 0
+        wants = READ if not self.ended and self.queued is False and (self.channel or self.connecting) else 0
         return wants | WRITE if self.held is not None and (self.held or self.connecting) else wants
 
     def ready(self) -> None:
@@ -225,12 +230,13 @@ class Stream:
 
     def dial(self, family: int, address: "tuple[str, int] | str") -> None:
         """Connect to a literal address without waiting; refuses the stream if that fails now or later."""
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        if family != getattr(socket, "AF_UNIX", None):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        code = sock.connect_ex(address)
-        if code not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exc:  # out of descriptors
+            self.dial_failed(exc.errno or 0)
+            return
+        code = _begin_connecting(sock, family, address)
+        if code not in (0, errno.EINPROGRESS):
             sock.close()
             self.dial_failed(code)
             return
@@ -354,13 +360,19 @@ class Stream:
             self._shut()
 
     def _shut(self) -> None:
-        self.shut = True
         try:
             assert self.sock is not None
             self.sock.shutdown(socket.SHUT_WR)
+        except BlockingIOError:
+            self.held = deque()  # TLS: what it took is not all with the kernel yet; the next edge tries again
+            return
         except OSError:
             self.abort(Abort.RESET)  # not connected any more
             return
+        except Exception as exc:
+            self.session.engine.wall(self, exc)
+            return
+        self.shut = True
         if self.ended:
             self.finish()
         else:
@@ -414,3 +426,16 @@ class Stream:
             self.fd = -1
         self.held = None
         return True
+
+
+def _begin_connecting(sock: socket.socket, family: int, address: tuple[str, int] | str) -> int:
+    """Start to connect; returns the error's number, EINPROGRESS among them, 0 if it is done."""
+    try:
+        sock.setblocking(False)
+        if family == getattr(socket, "AF_UNIX", None):
+            return sock.connect_ex(address)  # EAGAIN: its backlog is full, and it is not connecting
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = sock.connect_ex(address)
+    except OSError as exc:  # a path that is too long for a socket's name
+        return exc.errno or errno.EINVAL
+    return errno.EINPROGRESS if code == errno.EWOULDBLOCK else code  # Windows' word
