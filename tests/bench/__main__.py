@@ -22,7 +22,7 @@ from .peers import PEERS
 from .plot import to_svg
 from .processes import Failed, Place
 from .report import Report, to_json_text, to_markdown
-from .rounds import Measured, Plan, Runner, say
+from .rounds import Plan, Runner, say
 from .services import Services
 from .systems import Direct, Naive, Stage, System, TrioTunnel
 
@@ -73,7 +73,7 @@ def choose_systems(names: Sequence[str]) -> tuple[list[type[System]], dict[str, 
     return chosen, skipped
 
 
-def measure(plan: Plan, link: LinkSpec | None) -> dict[str, Measured]:
+def measure(plan: Plan, link: LinkSpec | None) -> Runner:
     files = raise_file_limit()
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="bench-"))
@@ -84,7 +84,9 @@ def measure(plan: Plan, link: LinkSpec | None) -> dict[str, Measured]:
             lab = stack.enter_context(Lab(link, folder))
             near, far = lab.near, lab.far
         services = stack.enter_context(Services(folder / "services", far, files))
-        return Runner(plan, Stage(folder, near, far, services.ports, files), services).run()
+        runner = Runner(plan, Stage(folder, near, far, services.ports, files), services)
+        runner.run()
+        return runner
 
 
 def write(report: Report, out: Path, name: str) -> None:
@@ -137,7 +139,7 @@ def main(argv: Sequence[str]) -> int:
     plan = Plan(systems, figures, options.rounds or (1 if options.quick else 3), sizes)
     signal.signal(signal.SIGTERM, stop_in_order)
     try:
-        measured = measure(plan, link)
+        done = measure(plan, link)
     except Failed as exc:
         print(f"the benchmark itself failed: {exc}", file=sys.stderr)
         return 1
@@ -152,7 +154,8 @@ def main(argv: Sequence[str]) -> int:
         seconds=seconds,
         link=link.to_json() if link else None,
         figures=figures,
-        measured=measured,
+        measured=done.measured,
+        busy=done.busy,
         skipped=skipped,
     )
     print(to_markdown(report))

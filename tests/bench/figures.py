@@ -164,7 +164,12 @@ FIGURES = (
         ],
         needs="iperf3",
     ),
-    Figure("bulk8", measure_bulk_8, [Column("8 streams", ["bulk_up_8", "bulk_down_8"], 2)], needs="iperf3"),
+    Figure(
+        "bulk8",
+        measure_bulk_8,
+        [Column("Gbit/s up / down, 8 streams", ["bulk_up_8", "bulk_down_8"], 2)],
+        needs="iperf3",
+    ),
     Figure(
         "small",
         measure_small,

@@ -5,12 +5,16 @@ import platform
 import re
 import ssl
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
-from .processes import ROOT
+from .processes import ROOT, cpu_seconds
+
+WATCH_SECONDS = 1.0
+INIT = 1  # the ancestor of all
 
 VERSIONS = {
     "nginx": ("nginx", "-v"),
@@ -45,6 +49,14 @@ def describe_versions() -> dict[str, str]:
         if shown := ask_version(command):
             found[name] = shown
     return found
+
+
+def busy_percent() -> float:
+    """How much of the CPU other processes use just now: figures taken beside them are theirs as much as ours."""
+    before = cpu_seconds([INIT])
+    time.sleep(WATCH_SECONDS)
+    used = cpu_seconds([INIT]) - before
+    return 100 * used / WATCH_SECONDS / len(os.sched_getaffinity(0))
 
 
 def ask_version(command: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ class Report:
     link: Mapping[str, float] | None
     figures: Sequence[Figure]
     measured: Mapping[str, Measured]
+    busy: Sequence[float]  # percent of the CPU that others used before each round
     skipped: Mapping[str, str]  # system: why
 
     def to_json(self) -> dict[str, Any]:
@@ -45,6 +46,7 @@ class Report:
             "versions": dict(self.versions),
             "rounds": self.rounds,
             "seconds": self.seconds,
+            "busy_percent": list(self.busy),
             "link": dict(self.link) if self.link else None,
             "systems": {
                 name: {"medians": one.medians(), "values": one.values, "notes": one.notes}
@@ -81,7 +83,8 @@ def to_markdown(report: Report) -> str:
         f"# {report.title}",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}; {report.taken}.",
-        f"Medians of interleaved rounds: {report.rounds}, {report.seconds:g} s a load. Command:",
+        f"Medians of interleaved rounds: {report.rounds}, {report.seconds:g} s a load. Before each, others used "
+        f"{', '.join(f'{busy:.0f}' for busy in report.busy)} % of the CPU. Command:",
         "",
         f"    {report.command}",
         "",

@@ -9,9 +9,12 @@ from attrs import Factory, define, frozen
 
 from .figures import Figure, Sizes
 from .loads import Target
+from .machine import busy_percent
 from .processes import Failed
 from .services import Services
 from .systems import Stage, System
+
+QUIET_PERCENT = 10
 
 
 @define
@@ -49,17 +52,20 @@ class Runner:
         self.stage = stage
         self.services = services
         self.measured = {kind.name: Measured() for kind in plan.systems}
+        self.busy: list[float] = []  # percent of the CPU that others used before each round
         self._up: dict[str, System] = {}
 
-    def run(self) -> dict[str, Measured]:
+    def run(self) -> None:
         for number in range(1, self.plan.rounds + 1):
+            self.busy.append(busy_percent())
+            if self.busy[-1] > QUIET_PERCENT:
+                say(f"round {number}: other processes use {self.busy[-1]:.0f} % of the CPU; these figures will be poor")
             try:
                 for figure in self.plan.figures:
                     for kind in self.plan.systems:
                         self._measure(kind, figure, f"round {number}/{self.plan.rounds}")
             finally:
                 self._stop_all()
-        return self.measured
 
     def _measure(self, kind: type[System], figure: Figure, where: str) -> None:
         measured = self.measured[kind.name]

@@ -28,6 +28,8 @@ def test_quick_benchmark_writes_well_formed_reports(tmp_path: Path) -> None:
     assert ("figure connections" in found["skipped"]) == (shutil.which("ab") is None)
     assert ("bulk_down" in ours["medians"]) == (shutil.which("iperf3") is not None)
 
+    assert len(found["busy_percent"]) == found["rounds"] == 1
+
     markdown = (tmp_path / "quick.md").read_text()
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1, markdown
