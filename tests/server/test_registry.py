@@ -258,4 +258,4 @@ class RegistryModel(RuleBasedStateMachine):
 
 
 TestRegistryModel = RegistryModel.TestCase
-TestRegistryModel.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestRegistryModel.settings = settings(stateful_step_count=30)
