@@ -22,6 +22,8 @@ class TlsLeg:
         self._incoming, self._outgoing = parts.incoming, parts.outgoing
         self._unsent: bytes | memoryview = parts.unsent
         self._stream = stream
+        self._rescued = bytearray()  # plaintext that unwrap() would have thrown away
+        self._has_ended = False  # close_notify was said, if not yet sent
         self.fileno = parts.sock.fileno
         self.getsockopt = parts.sock.getsockopt
         self.setsockopt = parts.sock.setsockopt
@@ -54,41 +56,59 @@ class TlsLeg:
 
     def recv_into(self, buffer: memoryview, /) -> int:
         filled = 0
+        if self._rescued:
+            filled = min(len(buffer), len(self._rescued))
+            buffer[:filled] = self._rescued[:filled]
+            del self._rescued[:filled]
         while filled < len(buffer):
             try:
                 size = read_into(self._tls, len(buffer) - filled, buffer[filled:])
             except ssl.SSLWantReadError:
                 try:
-                    if not self._fill():
-                        break
+                    self._fill()
                 except BlockingIOError:
                     break
                 continue
+            except ssl.SSLZeroReturnError:
+                size = 0  # close_notify, told in this way once ours was said
             except ssl.SSLError as exc:
                 if filled:
-                    return filled  # it comes again with the next read
+                    self._stream.ending = True  # read again: the error comes again, an event may not
+                    return filled
                 raise ConnectionResetError(f"TLS: {exc.reason or exc}") from exc
             if not size:
-                return filled  # close_notify
+                self._stream.ending = True  # close_notify; no event tells of it again
+                return filled
             filled += size
         if not filled:
             raise BlockingIOError
         return filled
 
     def shutdown(self, how: int, /) -> None:
-        try:
-            self._tls.unwrap()
-        except ssl.SSLError:
-            pass  # wants the peer's close_notify, which may come later; ours is in the BIO
-        self._flush()
+        if not self._has_ended:
+            self._has_ended = True
+            self._rescue()
+            try:
+                self._tls.unwrap()
+            except ssl.SSLError:
+                pass  # wants the peer's close_notify, which may come later; ours is in the BIO
+        if not self._flush():
+            raise BlockingIOError
 
-    def _fill(self) -> bool:
+    def _rescue(self) -> None:
+        """Decrypt what the BIO holds, at most one fill of it: unwrap() looks for close_notify and drops all else."""
+        try:
+            while data := self._tls.read(RECEIVE_BYTES):
+                self._rescued += data
+        except ssl.SSLError:
+            pass  # nothing more is there, or an end that comes again with the next read
+
+    def _fill(self) -> None:
         data = self._sock.recv(RECEIVE_BYTES)
         if data:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
-        return True
 
     def _flush(self) -> bool:
         """Hand the kernel what TLS has to send; True when nothing is left."""
