@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -37,6 +38,7 @@ class TlsRoute:
             sock = await dial_target(Target("tcp", "127.0.0.1", listener.getsockname()[1]))
             theirs, _ = listener.accept()
         theirs.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)  # so that TLS has more than the kernel takes
         target = TlsStream(theirs, server_context, server_side=True)
         tls = TlsStream(sock, client_context, server_side=False, server_hostname="localhost")
         async with trio.open_nursery() as nursery:
@@ -52,6 +54,14 @@ class TlsRoute:
             target.close()
 
 
+@asynccontextmanager
+async def open_visit(poller, target):
+    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
+        async with await rig.visit() as visitor:
+            yield rig, visitor
+        await until(lambda: rig.client.streams == {})
+
+
 def send_close_notify(target):
     """Half-close: the TCP connection stays open both ways."""
     target._say_goodbye()
@@ -64,11 +74,10 @@ async def test_bytes_go_both_ways_and_close_notify_is_fin(poller):
         heard.append(await read_to_end(stream))
         await stream.send_all(heard[0][::-1])
 
-    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
-        async with await rig.visit() as visitor:
-            await visitor.send_all(b"abc" * 1000)
-            await visitor.send_eof()
-            assert await read_to_end(visitor) == b"cba" * 1000
+    async with open_visit(poller, target) as (rig, visitor):
+        await visitor.send_all(b"abc" * 1000)
+        await visitor.send_eof()
+        assert await read_to_end(visitor) == b"cba" * 1000
         assert heard == [b"abc" * 1000]
         await until(lambda: rig.client.streams == {})
 
@@ -100,9 +109,8 @@ async def test_a_big_transfer_both_ways_is_exact(poller):
 
         await both(stream, end)
 
-    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
-        async with await rig.visit() as visitor:
-            await both(visitor, visitor.send_eof)
+    async with open_visit(poller, target) as (rig, visitor):
+        await both(visitor, visitor.send_eof)
         await until(lambda: len(hashes) == 2)
         assert hashes == [hashlib.sha256(block * (size // len(block))).hexdigest()] * 2
         await until(lambda: rig.client.streams == {})
@@ -113,9 +121,8 @@ async def test_a_target_that_speaks_first_is_heard(poller):
         await stream.send_all(b"220 ready")
         await stream.receive_some()
 
-    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
-        async with await rig.visit() as visitor:
-            assert await read_exactly(visitor, 9) == b"220 ready"
+    async with open_visit(poller, target) as (_rig, visitor):
+        assert await read_exactly(visitor, 9) == b"220 ready"
 
 
 async def test_a_close_notify_right_behind_the_last_bytes_is_passed_on_at_once(poller):
@@ -127,13 +134,12 @@ async def test_a_close_notify_right_behind_the_last_bytes_is_passed_on_at_once(p
         send_close_notify(stream)
         heard.append(await read_to_end(stream))
 
-    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
-        async with await rig.visit() as visitor:
-            with trio.fail_after(2):
-                assert await read_to_end(visitor) == b"last words"
-            await visitor.send_all(b"and mine")
-            await visitor.send_eof()
-            await until(lambda: heard == [b"and mine"])
+    async with open_visit(poller, target) as (_rig, visitor):
+        with trio.fail_after(2):
+            assert await read_to_end(visitor) == b"last words"
+        await visitor.send_all(b"and mine")
+        await visitor.send_eof()
+        await until(lambda: heard == [b"and mine"])
 
 
 async def test_a_target_that_ends_without_close_notify_was_cut(poller):
@@ -142,10 +148,9 @@ async def test_a_target_that_ends_without_close_notify_was_cut(poller):
         stream.socket.shutdown(socket.SHUT_WR)
         await trio.sleep(0.2)
 
-    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
-        async with await rig.visit() as visitor:
-            assert await read_exactly(visitor, 16) == b"part of the answ"
-            assert await saw_reset(visitor)
+    async with open_visit(poller, target) as (_rig, visitor):
+        assert await read_exactly(visitor, 16) == b"part of the answ"
+        assert await saw_reset(visitor)
 
 
 async def test_a_reset_by_a_tls_target_is_a_reset(poller):
@@ -153,10 +158,9 @@ async def test_a_reset_by_a_tls_target_is_a_reset(poller):
         await stream.receive_some()
         stream.abort()
 
-    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
-        async with await rig.visit() as visitor:
-            await visitor.send_all(b"x")
-            assert await saw_reset(visitor)
+    async with open_visit(poller, target) as (_rig, visitor):
+        await visitor.send_all(b"x")
+        assert await saw_reset(visitor)
 
 
 async def test_the_visitors_fin_loses_none_of_the_answer_that_is_under_way(poller):
@@ -177,18 +181,17 @@ async def test_the_visitors_fin_loses_none_of_the_answer_that_is_under_way(polle
                 await stream.send_all(block)
             await fin.wait()
 
-    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
-        async with await rig.visit() as visitor:
-            await until(lambda: rig.route.streams != [] and rig.route.streams[0].queued is None)
-            await visitor.send_eof()
-            await until(lambda: rig.route.streams[0].fin_seen)
-            answer = hashlib.sha256(await read_to_end(visitor)).hexdigest()
-            assert answer == hashlib.sha256(block * (size // len(block))).hexdigest()
+    async with open_visit(poller, target) as (rig, visitor):
+        await until(lambda: rig.route.streams != [] and rig.route.streams[0].queued is None)
+        await visitor.send_eof()
+        await until(lambda: rig.route.streams[0].fin_seen)
+        answer = hashlib.sha256(await read_to_end(visitor)).hexdigest()
+        assert answer == hashlib.sha256(block * (size // len(block))).hexdigest()
 
 
 async def test_the_last_bytes_reach_a_slow_target_that_ended_first(poller):
     """Both ends were seen, but what TLS took is not all with the kernel: closing now would lose it."""
-    size = 10 * MIB
+    size = 3 * MIB
     heard = []
     sent = trio.Event()
 
@@ -197,19 +200,18 @@ async def test_the_last_bytes_reach_a_slow_target_that_ended_first(poller):
         await sent.wait()
         heard.append(len(await read_to_end(stream)))
 
-    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
-        async with await rig.visit() as visitor:
-            assert await read_to_end(visitor) == b""
+    async with open_visit(poller, target) as (rig, visitor):
+        assert await read_to_end(visitor) == b""
 
-            @nursery.start_soon
-            async def let_it_read():
-                with trio.move_on_after(0.3):
-                    await until(lambda: rig.route.streams[0].fin_seen)
-                sent.set()
+        @rig.nursery.start_soon
+        async def let_it_read():
+            with trio.move_on_after(0.3):
+                await until(lambda: rig.route.streams[0].fin_seen)
+            sent.set()
 
-            await visitor.send_all(bytes(size))
-            await visitor.send_eof()
-            await until(lambda: heard == [size])
+        await visitor.send_all(bytes(size))
+        await visitor.send_eof()
+        await until(lambda: heard == [size])
         await until(lambda: rig.client.streams == {})
 
 
@@ -219,9 +221,8 @@ async def test_an_empty_data_frame_means_nothing_to_a_tls_target(poller):
     async def target(stream):
         heard.append(await stream.receive_some())
 
-    async with trio.open_nursery() as nursery, open_rig(poller, TlsRoute(nursery, target)) as rig:
-        async with await rig.visit() as visitor:
-            await until(lambda: rig.route.streams != [] and rig.route.streams[0].sock is not None)
-            rig.route.streams[0].deliver(memoryview(b""))
-            await visitor.send_all(b"x")
-            await until(lambda: heard == [b"x"])
+    async with open_visit(poller, target) as (rig, visitor):
+        await until(lambda: rig.route.streams != [] and rig.route.streams[0].sock is not None)
+        rig.route.streams[0].deliver(memoryview(b""))
+        await visitor.send_all(b"x")
+        await until(lambda: heard == [b"x"])

@@ -209,7 +209,7 @@ async def test_a_connection_that_died_before_it_was_accepted_is_passed_over(poll
 
 
 async def test_an_event_in_hand_is_not_told_to_the_next_owner_of_its_number(poller):
-    """Closed and accepted within one turn: the kernel gives the same number again, and the old event is still listed."""
+    """Closed and accepted within one turn: the kernel gives the number again, and the old event is still listed."""
 
     class Member:
         def __init__(self):
