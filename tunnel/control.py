@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 import trio_websocket
+import wsproto.utilities
 
 from tunnel.errors import PeerLost, RemoteProtocolError
 from tunnel.messages import MAX_MESSAGE_BYTES, Message, decode, encode
@@ -40,7 +41,7 @@ class ControlChannel:
         """Raises `PeerLost`. If cancelled midway the channel is broken; close it."""
         try:
             await self._websocket.send_message(encode(message))
-        except trio_websocket.ConnectionClosed as exc:
+        except (trio_websocket.ConnectionClosed, wsproto.utilities.LocalProtocolError) as exc:  # the second: is closing
             raise PeerLost("the control channel was closed", answered=True) from exc
 
     async def receive(self) -> Message:
@@ -85,13 +86,8 @@ async def _open(stream: TlsStream, wrap: Wrap) -> AsyncIterator[ControlChannel]:
         async with trio.open_nursery() as nursery:
             opening = trio.CancelScope(deadline=trio.current_time() + OPEN_SECONDS)
             home = _ReaderHome(nursery, opening)
-            websocket = None
             try:
-                with opening:
-                    websocket = await wrap(home)
-                if websocket is None:
-                    raise home.failure or PeerLost("no answer to the WebSocket upgrade", answered=True)
-                yield ControlChannel(websocket)
+                yield ControlChannel(await _upgrade(wrap, home, opening))
             except Exception as exc:  # raised below: out of a nursery it would come as a group
                 failure = exc
             nursery.cancel_scope.cancel(reason="the control channel is closing")
@@ -102,6 +98,22 @@ async def _open(stream: TlsStream, wrap: Wrap) -> AsyncIterator[ControlChannel]:
         stream.close()
     if failure is not None:
         raise failure
+
+
+async def _upgrade(wrap: Wrap, home: _ReaderHome, opening: trio.CancelScope) -> trio_websocket.WebSocketConnection:
+    """`PeerLost` for whatever goes wrong (h11, wsproto and codecs all raise here), a server's refusal aside."""
+    failure: Exception | None = None
+    with opening:
+        try:
+            return await wrap(home)
+        except Exception as exc:
+            failure = exc
+    failure = failure or home.failure
+    if failure is None:
+        raise PeerLost("no answer to the WebSocket upgrade", answered=True)
+    if isinstance(failure, trio_websocket.HandshakeError):
+        raise failure
+    raise PeerLost(f"the WebSocket upgrade failed: {failure!r}", answered=True) from failure
 
 
 @asynccontextmanager
