@@ -102,7 +102,7 @@ def test_nothing_is_left_over_of_those_who_left() -> None:
     admission = crowd(60, 1.0)
     for number in range(60):
         admission.leave(f"10.0.{number // 250}.{number % 250}")
-    assert (admission._total, admission._strangers) == (0, {})
+    assert (admission._crowd, admission._strangers) == (0, {})
 
 
 def test_the_table_of_known_sources_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +115,13 @@ def test_the_table_of_known_sources_is_bounded_and_the_oldest_goes_first(monkeyp
         "one": 9, "two": 8, "three": 9, "four": 9,
     }  # fmt: skip
     assert len(admission._known) == 3
+
+
+def test_a_known_source_with_many_strangers_does_not_shut_the_others_out() -> None:
+    admission = Admission(rand=lambda: 0.0)
+    admission.login("192.0.2.1", 0.0)
+    assert admitted(admission, "192.0.2.1", 300) == PER_KNOWN_SOURCE
+    assert admitted(admission, "192.0.2.2", 1) == 1
+    for _ in range(PER_KNOWN_SOURCE):
+        admission.leave("192.0.2.1")
+    assert admitted(admission, "192.0.2.1", 300) == PER_KNOWN_SOURCE

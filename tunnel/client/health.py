@@ -1,7 +1,6 @@
 """Does a target answer? A small task for each proxy with a health check tells the server each change of verdict."""
 
 import math
-import ssl
 from collections.abc import Callable
 
 import h11
@@ -12,7 +11,7 @@ from tunnel.client.targets import dial_target
 from tunnel.config import HealthCheck, ProxyConfig
 from tunnel.errors import PeerLost, TunnelError
 from tunnel.messages import TargetHealth
-from tunnel.tls import TlsStream
+from tunnel.tls import TlsStream, target_context
 
 MAX_ANSWER_BYTES = 64 * 1024  # of the head; the body is not read
 
@@ -83,7 +82,7 @@ async def check_target(target: Target, check: HealthCheck) -> None:
     sock = await dial_target(target)
     stream: trio.abc.Stream
     if target.kind == "tls" or check.type == "tls":
-        stream = TlsStream(sock, ssl.create_default_context(), server_side=False, server_hostname=target.host)
+        stream = TlsStream(sock, target_context(), server_side=False, server_hostname=target.host)
     else:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     async with stream:

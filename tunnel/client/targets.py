@@ -1,7 +1,6 @@
 """Where streams go on the client's side. Only this config names a target; the server names a proxy by index."""
 
 import socket
-import ssl
 from collections import OrderedDict
 
 import trio
@@ -14,7 +13,7 @@ from tunnel.messages import ProxySet, ProxySpec, Retry
 from tunnel.relay import Stream, Tally
 from tunnel.relay.tls_leg import TlsLeg
 from tunnel.sockets import dial_tcp, family_of, no_delay
-from tunnel.tls import TlsStream
+from tunnel.tls import TlsStream, target_context
 
 SETS_KEPT = 16  # versions of the proxy set an OPEN may still name: it can cross a change, hardly sixteen
 
@@ -65,7 +64,7 @@ async def connect_target(target: Target, stream: Stream) -> None:
     if target.kind != "tls":
         stream.connected(sock)
         return
-    tls = TlsStream(sock, ssl.create_default_context(), server_side=False, server_hostname=target.host)
+    tls = TlsStream(sock, target_context(), server_side=False, server_hostname=target.host)
     try:
         await tls.do_handshake()
         parts = tls.detach()

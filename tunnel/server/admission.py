@@ -39,24 +39,24 @@ class Admission:
     dropped: int = 0
     _strangers: dict[str, int] = Factory(dict)
     _known: dict[str, float] = Factory(dict)  # source → last login, oldest first
-    _total: int = 0
+    _crowd: int = 0  # strangers, of each source at most PER_SOURCE: no one source can shut the others out
 
     def admit(self, source: str, now: float) -> bool:
         """Whether a connection from `source` may go on to its handshake; if not it is closed unheard."""
         known = now - self._known.get(source, -KNOWN_SECONDS) < KNOWN_SECONDS
         here = self._strangers.get(source, 0)
-        crowd = (self._total - EARLY_DROP_FROM) / (MAX_STRANGERS - EARLY_DROP_FROM)
+        crowd = (self._crowd - EARLY_DROP_FROM) / (MAX_STRANGERS - EARLY_DROP_FROM)
         if here >= (PER_KNOWN_SOURCE if known else PER_SOURCE) or (not known and self.rand() < crowd):
             self.dropped += 1
             return False
         self._strangers[source] = here + 1
-        self._total += 1
+        self._crowd += here < PER_SOURCE
         return True
 
     def leave(self, source: str) -> None:
         """It is gone, or no stranger any more."""
-        self._total -= 1
         left = self._strangers[source] - 1
+        self._crowd -= left < PER_SOURCE
         if left:
             self._strangers[source] = left
         else:
