@@ -89,7 +89,9 @@ def make_view(
     stdout: TextIO | None = None,
 ) -> View:
     """The view for `stdout`; "auto" is a table on a terminal that can move its cursor, plain lines anywhere else."""
-    out = sys.stdout if stdout is None else stdout
+    out: TextIO | None = sys.stdout if stdout is None else stdout
+    if out is None:  # the process began without standard output, and 1 may by now be somebody's socket
+        return PlainView(Output(os.open(os.devnull, os.O_WRONLY)), server=server)
     out.flush()  # views write to the descriptor: what was printed before must stand before
     output = Output(out.fileno(), out.encoding or "utf-8")
     if kind == "json":
