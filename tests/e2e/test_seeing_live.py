@@ -44,7 +44,7 @@ def test_status_json_has_the_documented_keys_and_no_others(pair: Pair, role: str
         assert set(session) == SESSION
         assert session["client"] == "default"
         for proxy in session["proxies"]:
-            assert set(proxy) - {"refused"} == PROXY  # `refused` is said in the README
+            assert set(proxy) - {"refused"} == PROXY  # `refused` tells visitors who could not be served, by reason
     assert set(side.stats()) >= STATS  # what it is made of
     echo = next(one for one in shown["sessions"][0]["proxies"] if one["name"] == "echo")
     assert (echo["status"], echo["publish_port"], echo["attempt"]) == ("healthy", pair.ports["echo"], 0)
@@ -83,6 +83,34 @@ def test_status_where_nothing_listens_says_what_to_do(stage: Stage) -> None:
     message = stage.run("status", "--admin", f"127.0.0.1:{free_port()}", code=1).stderr
     assert "nothing answers" in message
     assert "--admin" in message
+
+
+@pytest.mark.slow
+def test_status_watch_tells_changes_until_ctrl_c(stage: Stage, echo_port: int) -> None:
+    server = stage.serve()
+    watch = stage.start("status", "--watch", "--admin", f"127.0.0.1:{server.admin}")
+    client = stage.connect(server, f"web=127.0.0.1:0:{echo_port}")
+    watch.wait_line(r"^default/web: healthy at ")
+    client.terminate()
+    watch.wait_line(r"^default/web: gone$")
+    watch.interrupt()
+    assert watch.wait(3) == 0
+    assert watch.err == []
+
+
+@pytest.mark.slow
+def test_retry_of_a_name_that_two_clients_have_asks_which(stage: Stage, echo_port: int) -> None:
+    server = stage.serve()
+    other = stage.run("token", "new", "lab", "--state-dir", server.state).stdout
+    for token in (server.token, other):
+        stage.connect(server, f"web=127.0.0.1:0:{echo_port}", token=token).wait_healthy("web")
+    common = ["--admin", f"127.0.0.1:{server.admin}", "--state-dir"]
+    message = stage.run("retry", "web", *common, server.state, code=1).stderr
+    assert "default/web" in message
+    assert "lab/web" in message
+    stage.run("retry", "lab/web", *common, server.state)
+    wrong = stage.run("retry", "lab/web", *common, stage.path("elsewhere"), code=3).stderr  # another admin token
+    assert "admin.token" in wrong
 
 
 @pytest.mark.slow
@@ -201,6 +229,25 @@ def test_readers_who_stop_reading_do_not_stop_the_tunnel(stage: Stage, echo_port
 def waiting_in(pipe: IO[bytes]) -> int:
     """Bytes written and not read."""
     return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"    "))[0]
+
+
+@pytest.mark.slow
+def test_a_closed_standard_output_or_a_reader_who_left_costs_the_view_only(stage: Stage, echo_port: int) -> None:
+    server = stage.serve()
+    ports = free_port(), free_port()
+    token = stage.run("token", "new", "lab", "--state-dir", server.state).stdout
+    without = stage.shell(f"{server.paste} --json -p web=127.0.0.1:{ports[0]}:{echo_port} >&-")
+    words = ["connect", server.where, "--pin", server.pin, "--json", "-p", f"web=127.0.0.1:{ports[1]}:{echo_port}"]
+    left = stage.start(*words, env={"TRIO_TUNNEL_TOKEN": token}, read=False)
+    left.popen.stdout.close()
+    for port in ports:
+        stage.until(lambda port=port: echoes(port), f"port {port} answers")
+    left.terminate()
+    assert left.popen.wait(5) == 0
+    said = left.popen.stderr.read().decode()
+    assert "view.reader_gone" in said
+    assert "Traceback" not in said
+    assert without.err == []
 
 
 # check, init

@@ -1,11 +1,13 @@
 """Sessions that are lost, contested and ended: B1, B2, B17, B21, B44 in small."""
 
+import random
 import re
 import signal
 import socket
 import time
 
 import pytest
+import trio
 from processes import LOOPBACK, Process, Stage, ask_echo, dial, echoes, free_port, read_all, read_exactly
 from services import Services
 
@@ -150,6 +152,30 @@ def test_sigterm_lets_those_inside_finish_and_refuses_new_ones(stage: Stage, ech
     if side == "server":
         client.terminate()
         assert client.wait(2) == 0  # while reconnecting
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_download_under_way_loses_no_byte_to_a_stop(stage: Stage, services: Services, side: str) -> None:
+    data = random.Random(11).randbytes(48 * 1024 * 1024)
+
+    async def download(stream: trio.SocketStream) -> None:
+        await stream.send_all(data)
+        await stream.send_eof()
+        await stream.receive_some()
+
+    server = stage.serve()
+    client = stage.connect(server, f"web=127.0.0.1:0:{services.add(download)}")
+    (public,) = client.wait_healthy("web")
+    stopped: Process = server if side == "server" else client
+    with dial(public) as visitor:
+        found = bytearray(read_exactly(visitor, 1_000_000))
+        stopped.terminate()
+        stage.until(lambda: refuses(public), "new visitors are refused", seconds=1)
+        while piece := visitor.recv(262144):
+            found += piece
+        assert found == data
+    assert stopped.wait(5) == 0
 
 
 def refuses(port: int) -> bool:
