@@ -6,7 +6,7 @@ What the traps are is told in `tunnel/control.py`.
 import os
 import socket
 import ssl
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 
 import pytest
@@ -127,6 +127,12 @@ async def test_messages_go_both_ways_and_a_clean_end_is_a_lost_peer():
                 assert await control.receive() == HeartbeatReply(seq)
 
 
+@contextmanager
+def ends_in(*kinds):
+    with trio.fail_after(5), pytest.raises(kinds):
+        yield
+
+
 class BodyError(Exception):
     pass
 
@@ -166,7 +172,7 @@ async def test_a_server_survives_any_opening_and_any_end(garbage, end):
             client.abort()
         else:
             client.socket.shutdown(socket.SHUT_WR)
-        with trio.fail_after(5), pytest.raises(PeerLost):
+        with ends_in(PeerLost):
             async with open_server_control(server) as control:
                 await control.receive()
 
@@ -214,7 +220,7 @@ async def test_a_client_survives_any_answer(answer):
                 await server.send_all(with_reply)
             server.close()
 
-        with trio.fail_after(5), pytest.raises((PeerLost, Refused)):
+        with ends_in(PeerLost, Refused):
             async with client_control(client) as control:
                 await control.receive()
 
@@ -245,7 +251,7 @@ async def test_an_answer_that_never_comes_ends_at_its_deadline(monkeypatch):
 async def test_a_ping_that_crosses_a_close_is_a_lost_peer_not_a_crash():
     async with pair() as (server, client):
         peer = await raw_client(client)
-        with pytest.raises(PeerLost):
+        with ends_in(PeerLost):
             async with open_server_control(server) as control:
                 await peer.receive(AcceptConnection)
                 both = peer.ws.send(Ping(b"x"))
@@ -257,7 +263,7 @@ async def test_a_ping_that_crosses_a_close_is_a_lost_peer_not_a_crash():
 async def test_a_message_over_the_bound_ends_the_channel(monkeypatch):
     async with pair() as (server, client):
         peer = await raw_client(client)
-        with trio.fail_after(5), pytest.raises((PeerLost, RemoteProtocolError)):
+        with ends_in(PeerLost, RemoteProtocolError):
             async with open_server_control(server) as control:
                 await peer.receive(AcceptConnection)
                 with trio.move_on_after(2):
@@ -270,7 +276,7 @@ async def test_a_message_over_the_bound_ends_the_channel(monkeypatch):
 async def test_nonsense_frames_are_a_lost_peer_for_reader_and_writer(last):
     async with pair() as (server, client):
         peer = await raw_client(client)
-        with trio.fail_after(5), pytest.raises(PeerLost):
+        with ends_in(PeerLost):
             async with open_server_control(server) as control:
                 await peer.receive(AcceptConnection)
                 await client.send_all(b"\x83\x80\0\0\0\0")  # a reserved opcode
@@ -284,7 +290,7 @@ async def test_nonsense_frames_are_a_lost_peer_for_reader_and_writer(last):
 async def test_a_writer_learns_of_a_peer_that_closed():
     async with pair() as (server, client):
         peer = await raw_client(client)
-        with trio.fail_after(5), pytest.raises(PeerLost):
+        with ends_in(PeerLost):
             async with open_server_control(server) as control:
                 await peer.receive(AcceptConnection)
                 await peer.send(CloseConnection(code=1000))
@@ -324,7 +330,7 @@ async def test_cancelling_leaves_nothing_at_any_moment():
 async def test_a_peer_that_died_is_a_lost_peer():
     async with pair() as (server, client):
         await raw_client(client)
-        with trio.fail_after(5), pytest.raises(PeerLost):
+        with ends_in(PeerLost):
             async with open_server_control(server) as control:
                 client.abort()
                 await control.receive()
@@ -356,7 +362,7 @@ async def test_random_bytes_after_the_upgrade_are_only_our_errors(pieces):
 async def test_random_text_is_only_our_errors(text):
     server, client = await tls_pair()
     peer = await raw_client(client)
-    with trio.fail_after(10), pytest.raises(TunnelError):
+    with ends_in(TunnelError):
         async with open_server_control(server) as control:
             await peer.receive(AcceptConnection)
             with suppress(trio.BrokenResourceError):

@@ -55,6 +55,8 @@ async def read_head(stream: TlsStream) -> Head:
         event = _next_event(parser)
         if isinstance(event, h11.Request):
             rest = parser.trailing_data[0]
+            if len(raw) - len(rest) > MAX_HEAD_BYTES:  # h11 bounds only a head that is not whole yet
+                raise RemoteProtocolError("HTTP head too long")
             headers = _headers(event.headers)
             method, path = event.method.decode("ascii"), event.target.decode("ascii", "replace")
             return Head(method, path, headers, raw[: len(raw) - len(rest)], rest)
@@ -135,7 +137,10 @@ async def request_upgrade(stream: TlsStream, host: str, path: str, headers: Mapp
     ours = {"Host": host, "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     pairs = [*ours.items(), ("Sec-WebSocket-Key", key), *headers.items()]
     parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-    request = h11.Request(method="GET", target=path, headers=pairs)
+    try:
+        request = h11.Request(method="GET", target=path, headers=pairs)
+    except (h11.LocalProtocolError, UnicodeError):  # whose text names the secret
+        raise RemoteProtocolError("the server gave a ticket that fits in no header") from None
     try:
         await stream.send_all(parser.send(request) or b"")
         parser.send(h11.EndOfMessage())

@@ -134,7 +134,10 @@ class Gate:
             with trio.fail_after(limits.head_seconds):
                 head = await read_head(stream)
         except RemoteProtocolError as exc:
-            await self._refuse(stream, 400, "bad_request", str(exc))
+            try:
+                await self._refuse(stream, 400, "bad_request", str(exc))
+            finally:
+                stream.close()
             raise
         except BaseException:
             stream.abort()

@@ -145,7 +145,10 @@ class Session:
     def drain(self) -> None:
         """Tell the client, take no new visitors, leave those inside alone."""
         self.is_draining = True
-        self._reply(Goodbye(Farewell.DRAINING, "the server is stopping; come back when it listens again"))
+        try:
+            self._reply(Goodbye(Farewell.DRAINING, "the server is stopping; come back when it listens again"))
+        except PeerLost:  # it does not read; the others must be told all the same
+            self.close(Farewell.DRAINING)
         for proxy in self.proxies.values():
             proxy.stop("draining")
 

@@ -1,0 +1,700 @@
+"""The one public port under attack at every stage, while a healthy client's proxy answers; and whose an identity is."""
+
+import gc
+import json
+import os
+import random
+import socket
+import ssl
+from contextlib import asynccontextmanager, suppress
+from functools import cache, partial
+
+import pytest
+import trio
+import trustme
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trio.testing import wait_all_tasks_blocked
+
+import tunnel
+from tunnel.addresses import HostPort, Target
+from tunnel.config import ClientConfig, Grant, Limits, ProxyConfig, ServerConfig
+from tunnel.control import open_client_control
+from tunnel.errors import PeerLost, Refused, RemoteProtocolError
+from tunnel.frames import FIN, FRAME, OPEN, OPEN_PAYLOAD, WS_ROOM, control_message, put_message_head
+from tunnel.messages import (
+    Farewell,
+    Goodbye,
+    Heartbeat,
+    HeartbeatReply,
+    Hello,
+    ProxySet,
+    ProxySpec,
+    ProxyStatusUpdate,
+    RetryProxy,
+    TargetHealth,
+    TicketRequest,
+    Tickets,
+    Welcome,
+    encode,
+)
+from tunnel.server.app import open_server
+from tunnel.state import hash_token
+from tunnel.tls import TlsStream
+from tunnel.upgrade import request_upgrade
+
+TOKENS = {"home": "home-token", "lab": "lab-token"}
+SOON = 5.0
+QUICK = Limits(handshake_seconds=0.3, head_seconds=0.3, login_seconds=0.3, ticket_seconds=0.5, heartbeat_seconds=1.0)
+
+
+@cache
+def authority():
+    return trustme.CA()
+
+
+@cache
+def client_context():
+    context = ssl.create_default_context()
+    authority().configure_trust(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    path = tmp_path_factory.mktemp("certificate")
+    certificate = authority().issue_cert("localhost", "127.0.0.1")
+    certificate.private_key_pem.write_to_path(path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(path / "cert.pem")
+    authority().cert_pem.write_to_path(path / "ca.pem")
+    return path
+
+
+class House:
+    """A running server, and what the tests do to it."""
+
+    def __init__(self, server, files, nursery):
+        self.server = server
+        self.files = files
+        self.nursery = nursery
+        self.gate = server._gate
+
+    async def tcp(self):
+        sock = socket.create_connection(("127.0.0.1", self.server.where.port))
+        sock.setblocking(False)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+    async def tls(self):
+        sock = socket.create_connection(("127.0.0.1", self.server.where.port))
+        sock.setblocking(False)
+        stream = TlsStream(sock, client_context(), server_side=False, server_hostname="localhost")
+        await stream.do_handshake()
+        return stream
+
+    @asynccontextmanager
+    async def login(self, *, token="lab-token", instance="1" * 32, epoch=1, hello=True):
+        """A hand-made client; yields its control channel and Welcome."""
+        stream = await self.tls()
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Trio-Tunnel-Instance": instance,
+            "Trio-Tunnel-Epoch": str(epoch),
+        }
+        async with open_client_control(stream, host="localhost", path="/control", headers=headers) as control:
+            welcome = None
+            if hello:
+                await control.send(Hello(1, "test"))
+                welcome = await receive(control, Welcome)
+            yield control, welcome
+
+    async def data_channel(self, ticket):
+        stream = await self.tls()
+        try:
+            await request_upgrade(stream, "localhost", "/data", {"Authorization": f"Bearer {ticket}"})
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def is_quiet(self):
+        """Nobody but the healthy client is there."""
+        admission = self.gate._admission
+        return (
+            len(self.gate.sessions) == 1
+            and (admission._crowd, admission._strangers) == (0, {})
+            and self.gate._handshakes.borrowed_tokens == 0
+        )
+
+
+async def receive(control, kind):
+    """The next message of `kind`; what comes before it is passed over."""
+    while not isinstance(message := await control.receive(), kind):
+        pass
+    return message
+
+
+def grants():
+    return tuple(Grant(name, hash_token(token), allow_ports=None) for name, token in TOKENS.items())
+
+
+async def echo(stream):
+    async with stream:
+        with suppress(trio.BrokenResourceError):
+            async for chunk in stream:
+                await stream.send_all(chunk)
+
+
+@asynccontextmanager
+async def open_house(files, limits=QUICK):
+    """A server with one healthy client, whose proxy must answer throughout; at the end nothing else may be left."""
+    config = ServerConfig(
+        bind=HostPort("127.0.0.1", 0),
+        cert_file=files / "cert.pem",
+        key_file=files / "key.pem",
+        clients=grants(),
+        limits=limits,
+    )
+    with trio.fail_after(40):
+        async with trio.open_nursery() as nursery, open_server(config) as server:
+            listeners = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
+            target = listeners[0].socket.getsockname()
+            healthy = ClientConfig(
+                server=HostPort("localhost", server.where.port),
+                token=TOKENS["home"],
+                ca_file=files / "ca.pem",
+                proxies=(ProxyConfig("echo", HostPort("127.0.0.1", 0), (Target("tcp", *target),)),),
+                data_channels=1,
+            )
+            async with tunnel.connect(healthy) as client:
+                await client.wait_healthy()
+                await until(lambda: len(server.engine._entries) == 3)  # waker, proxy's listener, data channel
+                house = House(server, files, nursery)
+                visitor = await trio.open_tcp_stream("127.0.0.1", client.statuses["echo"].publish_port)
+                await until(house.is_quiet)
+                await answers(visitor)
+                await wait_all_tasks_blocked(0.01)
+                tasks, descriptors = living(), open_descriptors()
+                answered = [0]
+                asking = trio.CancelScope()
+                nursery.start_soon(keep_asking, visitor, answered, asking)
+                yield house
+                await until(house.is_quiet)
+                await until(lambda: (living(), open_descriptors()) <= (tasks + 1, descriptors))
+                before = answered[0]
+                await until(lambda: answered[0] > before)
+                asking.cancel()
+                await visitor.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def answers(visitor):
+    with trio.fail_after(2):
+        await visitor.send_all(b"still there?")
+        got = b""
+        while len(got) < 12:
+            got += await visitor.receive_some()
+    assert got == b"still there?"
+
+
+async def keep_asking(visitor, answered, scope):
+    with scope:
+        while True:
+            await answers(visitor)
+            answered[0] += 1
+            await trio.sleep(0.01)
+
+
+def living():
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+def open_descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def until(condition, seconds=SOON):
+    with trio.fail_after(seconds):
+        while not condition():
+            await trio.sleep(0.005)
+
+
+async def to_end(stream):
+    """What comes until the end, whatever end it is."""
+    data = b""
+    try:
+        while chunk := await stream.receive_some(65536):
+            data += chunk
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
+    return data
+
+
+def request(path="/control", **headers):
+    pairs = {
+        "Host": "localhost",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "Authorization": "Bearer lab-token",
+        "Trio-Tunnel-Instance": "1" * 32,
+        "Trio-Tunnel-Epoch": "1",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
+    lines = [f"{name}: {value}" for name, value in pairs.items() if value is not None]
+    return "\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+# Before a token was good
+
+RAW_ATTACKS = {
+    "silence": b"",
+    "half a ClientHello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32),
+    "garbage": random.Random(1).randbytes(3000),
+    "plain HTTP": b"GET /control HTTP/1.1\r\nHost: here\r\n\r\n",
+    "an SSH client": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "TLS 1.0 alert": b"\x15\x03\x01\x00\x02\x02\x28",
+}
+
+
+@pytest.mark.parametrize("end", ["wait", "reset"])
+async def test_whatever_comes_instead_of_tls_is_cut_in_time(files, end):
+    async with open_house(files) as house, trio.open_nursery() as attackers:
+        for raw in RAW_ATTACKS.values():
+
+            @attackers.start_soon
+            async def attack(raw=raw):
+                stream = await house.tcp()
+                if raw:
+                    await stream.send_all(raw)
+                if end == "reset":
+                    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+                else:
+                    with trio.fail_after(2):
+                        await to_end(stream)
+                stream.socket.close()
+
+
+async def test_silence_and_slow_heads_inside_tls_are_cut_in_time(files):
+    async with open_house(files) as house, trio.open_nursery() as attackers:
+        for slow in (False, True):
+
+            @attackers.start_soon
+            async def attack(slow=slow):
+                stream = await house.tls()
+                with trio.fail_after(2):
+                    try:
+                        for byte in request() if slow else b"":
+                            await stream.send_all(bytes([byte]))
+                            await trio.sleep(0.02)
+                    except trio.BrokenResourceError:
+                        pass
+                    assert await to_end(stream) == b""
+                stream.close()
+
+
+HEADS = {
+    "oversize": (b"GET /control HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 400, "bad_request"),
+    "no HTTP": (b"\x00\x01\x02\r\n\r\n", 400, "bad_request"),
+    "two tokens": (request(authorization="Bearer x"), 400, "bad_request"),
+    "wrong path": (request("/"), 404, "not_found"),
+    "a query": (request("/control?token=lab-token", Authorization=None), 404, "not_found"),
+    "no token": (request(Authorization=None), 401, "token_refused"),
+    "empty token": (request(Authorization="Bearer "), 401, "token_refused"),
+    "wrong token": (request(Authorization="Bearer wrong"), 401, "token_refused"),
+    "odd token": (request(Authorization="Bearer \xe9\xe8"), 401, "token_refused"),
+    "huge token": (request(Authorization="Bearer " + "x" * 12_000), 401, "token_refused"),
+    "basic": (request(Authorization="Basic bGFiLXRva2Vu"), 401, "token_refused"),
+    "no upgrade": (request(Upgrade=None), 400, "bad_request"),
+    "no key": (request(Sec_WebSocket_Key="short"), 400, "bad_request"),
+    "bad instance": (request(Trio_Tunnel_Instance="g" * 32), 400, "bad_request"),
+    "bad epoch": (request(Trio_Tunnel_Epoch="-1"), 400, "bad_request"),
+    "trailing bytes": (request() + control_message(9, b"early", masked=True), 400, "bad_request"),
+    "bad ticket": (request("/data", Authorization="Bearer " + "0" * 32), 401, "ticket_refused"),
+    "the token as a ticket": (request("/data"), 401, "ticket_refused"),
+}
+
+
+@pytest.mark.parametrize("what", HEADS)
+async def test_a_bad_head_is_refused_with_its_reason(files, what):
+    head, status, reason = HEADS[what]
+    async with open_house(files) as house:
+        stream = await house.tls()
+        await stream.send_all(head)
+        with trio.fail_after(3):
+            answer = await to_end(stream)
+        stream.close()
+        first, _, body = answer.partition(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 %d " % status)
+        assert json.loads(body)["reason"] == reason
+        assert b"lab-token" not in answer
+        del stream
+        gc.collect()  # a descriptor that only a collection closes is a leak, and a warning
+
+
+async def test_a_ticket_opens_one_channel_once_and_in_time(files):
+    async with open_house(files) as house, house.login() as (control, welcome):
+        assert len(welcome.tickets) == 4
+        one = await house.data_channel(welcome.tickets[0])
+        for ticket in (welcome.tickets[0], welcome.tickets[0].upper() + "x"):
+            with pytest.raises(Refused, match="unknown, used or expired"):
+                await house.data_channel(ticket)
+        await trio.sleep(0.55)
+        with pytest.raises(Refused, match="unknown, used or expired"):
+            await house.data_channel(welcome.tickets[1])
+        await control.send(TicketRequest(1))
+        tickets = await receive(control, Tickets)
+        two = await house.data_channel(tickets.tickets[0])
+        one.close()
+        two.close()
+
+
+async def test_a_data_channel_that_is_no_upgrade_costs_the_ticket(files):
+    async with open_house(files) as house, house.login() as (_, welcome):
+        stream = await house.tls()
+        await stream.send_all(request("/data", Authorization=f"Bearer {welcome.tickets[0]}", Upgrade=None))
+        assert (await to_end(stream)).startswith(b"HTTP/1.1 426 ")
+        stream.close()
+        with pytest.raises(Refused):
+            await house.data_channel(welcome.tickets[0])
+
+
+async def test_a_ticket_outlives_no_session(files):
+    async with open_house(files) as house:
+        async with house.login() as (_, welcome):
+            pass
+        await until(house.is_quiet)
+        with pytest.raises(Refused):
+            await house.data_channel(welcome.tickets[0])
+
+
+async def test_frames_right_behind_a_data_channels_head_are_not_lost(files):
+    body = FRAME.pack(OPEN | 8, 1) + OPEN_PAYLOAD.pack(0, 1)  # a crime, so that it is seen to have been read
+    head = bytearray(WS_ROOM)
+    at = put_message_head(head, len(body), masked=True)
+    async with open_house(files) as house, house.login() as (_, welcome):
+        stream = await house.tls()
+        upgrade = request("/data", Authorization=f"Bearer {welcome.tickets[0]}")
+        await stream.send_all(upgrade + bytes(head[at:]) + body)
+        with trio.fail_after(2):
+            assert (await to_end(stream)).startswith(b"HTTP/1.1 101 ")
+        stream.close()
+
+
+# With a good token
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_random_bytes_after_a_good_login_end_that_session_only(files, seed):
+    async with open_house(files) as house:
+        stream = await house.tls()
+        await stream.send_all(request())
+        await stream.receive_some()
+        with trio.fail_after(5):
+            try:
+                await stream.send_all(random.Random(seed).randbytes(5000))
+            except trio.BrokenResourceError:
+                pass
+            await to_end(stream)
+        stream.close()
+
+
+SPEC = ProxySpec("p", "127.0.0.1", 0)
+UPDATE = ProxyStatusUpdate("p", "healthy", None, None, 1, None, 0, None, "127.0.0.1", 1, "")
+WRONG_AT_FIRST = [
+    Welcome("s", "c", (), 1.0), ProxySet(1, (SPEC,)), UPDATE, TargetHealth("p", True), RetryProxy("p"),
+    TicketRequest(1), Tickets(()), Heartbeat(1), HeartbeatReply(1), Goodbye(Farewell.STOPPING),
+]  # fmt: skip
+WRONG_LATER = [
+    Hello(1), Welcome("s", "c", (), 1.0), UPDATE, Tickets(()), TicketRequest(0), TicketRequest(17), ProxySet(0, ()),
+    ProxySet(2**32, ()), ProxySet(1, (SPEC, SPEC)),
+    ProxySet(1, tuple(ProxySpec(f"p{n}", "127.0.0.1", 0) for n in range(1001))),
+    ProxySet(1, (ProxySpec("a/b", "127.0.0.1", 0),)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["greeting", "ready"])
+async def test_every_message_in_the_wrong_phase_ends_the_session_with_a_word(files, phase):
+    async with open_house(files) as house:
+        for message in WRONG_AT_FIRST if phase == "greeting" else WRONG_LATER:
+            async with house.login(hello=phase == "ready") as (control, _):
+                await control.send(message)
+                with trio.fail_after(3):
+                    goodbye = await receive(control, Goodbye)
+                assert goodbye.reason is Farewell.PROTOCOL_ERROR
+            await until(house.is_quiet)
+
+
+async def test_another_protocol_version_is_told_so(files):
+    async with open_house(files) as house, house.login(hello=False) as (control, _):
+        await control.send(Hello(99))
+        assert (await receive(control, Goodbye)).reason is Farewell.VERSION_UNSUPPORTED
+
+
+async def test_a_login_without_a_greeting_ends_at_its_deadline(files):
+    async with open_house(files) as house, house.login(hello=False) as (control, _):
+        with trio.fail_after(2), pytest.raises(PeerLost):
+            await control.receive()
+
+
+async def test_a_client_that_falls_silent_is_gone_after_two_missed_beats(files):
+    async with open_house(files) as house, house.login():
+        await until(lambda: len(house.gate.sessions) == 2)
+        await until(house.is_quiet, 4.5)
+
+
+async def test_proxies_of_the_hand_made_kind_are_told_why_not(files):
+    async with open_house(files) as house, house.login() as (control, _):
+        specs = (
+            ProxySpec("good", "127.0.0.1", 0),
+            ProxySpec("name", "localhost", 0),
+            ProxySpec("high", "127.0.0.1", 70_000),
+            ProxySpec("low", "127.0.0.1", -1),
+            ProxySpec("server", "127.0.0.1", house.server.where.port),
+        )
+        await control.send(ProxySet(1, specs))
+        seen = {}
+        with trio.fail_after(3):
+            while len([update for update in seen.values() if update.reason != "pending"]) < len(specs):
+                update = await receive(control, ProxyStatusUpdate)
+                seen[update.proxy_name] = update
+        assert seen["good"].status == "healthy"
+        assert {name: update.reason.value for name, update in seen.items() if update.reason} == {
+            "name": "malformed_addr", "high": "malformed_addr", "low": "malformed_addr", "server": "addr_in_use",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("flood", ["pings", "heartbeats", "tickets", "proxy sets", "fragments"])
+async def test_a_flood_with_nothing_read_stops_the_flooder_only(files, flood):
+    masked = {
+        "pings": control_message(9, b"x" * 100, masked=True),
+        "heartbeats": text(encode(Heartbeat(1))),
+        "tickets": text(encode(TicketRequest(16))),
+        "fragments": b"\x00\x80\0\0\0\0",
+    }
+    async with open_house(files) as house:
+        stream = await house.tls()
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await stream.send_all(request())
+        await stream.receive_some()
+        await stream.send_all(text(encode(Hello(1))))
+        if flood == "fragments":
+            await stream.send_all(b"\x01\x80\0\0\0\0")
+        with trio.move_on_after(1.0):
+            try:
+                version = 0
+                while True:
+                    if flood == "proxy sets":
+                        version += 1
+                        spec = ProxySpec(f"p{version}", "127.0.0.1", 0)
+                        await stream.send_all(text(encode(ProxySet(version, (spec,)))))
+                    else:
+                        await stream.send_all(masked[flood] * 200)
+            except trio.BrokenResourceError:
+                pass
+        for session in house.gate.sessions:
+            assert len(session._replies) <= 64
+            assert len(session._changed) <= 1
+        stream.abort()
+
+
+def text(payload):
+    body = payload.encode()
+    head = bytearray(WS_ROOM)
+    at = put_message_head(head, len(body), masked=True, opcode=1)
+    return bytes(head[at:]) + body
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+KINDS = ["Hello", "ProxySet", "TargetHealth", "RetryProxy", "TicketRequest", "Heartbeat", "Goodbye", "Welcome", "None"]
+FIELDS = {
+    "version": JSON, "proxies": JSON, "proxy_name": JSON, "count": JSON, "seq": JSON, "reason": JSON, "healthy": JSON,
+}  # fmt: skip
+MESSAGES = st.builds(
+    lambda kind, fields: text(json.dumps({"type": kind, **fields})),
+    st.sampled_from(KINDS),
+    st.fixed_dictionaries({}, optional=FIELDS),
+)
+PIECES = st.one_of(
+    st.binary(min_size=1, max_size=40),
+    JSON.map(lambda value: text(json.dumps(value))),
+    MESSAGES,
+    st.builds(
+        lambda opcode, body: control_message(opcode, body, masked=True), st.integers(0, 15), st.binary(max_size=125)
+    ),
+)
+
+
+async def test_fuzzed_messages_and_frames_end_their_own_session_only(files, caplog):
+    async with open_house(files) as house:
+        examples = []
+
+        @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(st.booleans(), st.lists(PIECES, min_size=1, max_size=6))
+        def collect(greeted, pieces):
+            examples.append((greeted, pieces))
+
+        collect()
+        for number, (greeted, pieces) in enumerate(examples):
+            stream = await house.tls()
+            await stream.send_all(request(Trio_Tunnel_Epoch=str(number + 1)))
+            await stream.receive_some()
+            try:
+                if greeted:
+                    await stream.send_all(text(encode(Hello(1))))
+                for piece in pieces:
+                    await stream.send_all(piece)
+                await wait_all_tasks_blocked(0.0)
+            except trio.BrokenResourceError:
+                pass
+            stream.close()
+        await until(house.is_quiet)
+    assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+
+
+async def test_random_frames_on_a_data_channel_end_that_channel_only(files):
+    dice = random.Random(7)
+    async with open_house(files) as house, house.login() as (control, welcome):
+        tickets = list(welcome.tickets)
+        for number in range(8):
+            if not tickets:
+                await control.send(TicketRequest(8))
+                tickets += (await receive(control, Tickets)).tickets
+            stream = await house.data_channel(tickets.pop())
+            try:
+                if number % 2:
+                    body = b"".join(FRAME.pack(FIN + (dice.randrange(9) << 24), dice.randrange(5)) for _ in range(20))
+                    head = bytearray(WS_ROOM)
+                    at = put_message_head(head, len(body), masked=True)
+                    await stream.send_all(bytes(head[at:]) + body)
+                else:
+                    await stream.send_all(dice.randbytes(1000))
+            except trio.BrokenResourceError:
+                pass
+            with trio.fail_after(2):
+                stream.socket.shutdown(socket.SHUT_WR)
+                await to_end(stream)
+            stream.close()
+        assert len(house.gate.sessions) == 2
+
+
+async def test_draining_is_not_stopped_by_a_client_that_does_not_read(files):
+    async with open_house(files) as house, house.login():
+        (session,) = [session for session in house.gate.sessions if session.client == "lab"]
+        session._replies.extend(Heartbeat(1) for _ in range(64))
+        session._wake = trio.Event()  # the writer does not hear of it
+        session.drain()
+        await until(session.ended.is_set)
+
+
+# Whose an identity is
+
+
+async def test_a_higher_epoch_of_one_process_replaces_at_once_and_gets_the_port(files):
+    async with open_house(files) as house, trio.open_nursery() as nursery:
+        port = free_port()
+        told = []
+
+        @nursery.start_soon
+        async def first():
+            async with house.login(epoch=1) as (control, _):
+                await control.send(ProxySet(1, (ProxySpec("p", "127.0.0.1", port),)))
+                assert (await healthy(control)).publish_port == port
+                told.append("up")
+                told.append((await receive(control, Goodbye)).reason)
+
+        await until(lambda: told == ["up"])
+        began = trio.current_time()
+        async with house.login(epoch=2) as (control, _):
+            await control.send(ProxySet(1, (ProxySpec("p", "127.0.0.1", port),)))
+            update = await healthy(control)
+            assert (update.publish_port, update.attempt) == (port, 0)
+            assert trio.current_time() - began < 0.5
+            await until(lambda: told == ["up", Farewell.REPLACED])
+            with pytest.raises(Refused, match="newer session") as caught:
+                async with house.login(epoch=1):
+                    raise AssertionError("it was let in")
+            assert caught.value.reason == "identity_held"
+
+
+async def healthy(control):
+    with trio.fail_after(3):
+        while True:
+            update = await receive(control, ProxyStatusUpdate)
+            if update.status == "healthy":
+                return update
+            assert update.reason == "pending", update
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def test_another_process_is_refused_while_the_holder_answers(files):
+    async with (
+        open_house(files) as house,
+        trio.open_nursery() as nursery,
+        house.login(instance="a" * 32) as (control, _),
+    ):
+
+        @nursery.start_soon
+        async def answer():
+            try:
+                while True:
+                    if isinstance(message := await control.receive(), Heartbeat):
+                        await control.send(HeartbeatReply(message.seq))
+            except PeerLost:
+                pass
+
+        for _ in range(2):
+            began = trio.current_time()
+            with pytest.raises(Refused) as caught:
+                async with house.login(instance="b" * 32, epoch=9):
+                    raise AssertionError("it was let in")
+            assert trio.current_time() - began < 0.5
+            assert caught.value.reason == "identity_held"
+            assert caught.value.trust
+            since = next(session.since for session in house.gate.sessions if session.client == "lab")
+            assert "'lab'" in str(caught.value)
+            assert since in str(caught.value)
+        assert len(house.gate.sessions) == 2
+
+
+async def test_a_silent_holder_is_replaced_after_a_second(files):
+    async with open_house(files, Limits(heartbeat_seconds=10.0)) as house, house.login(instance="a" * 32) as (old, _):
+        began = trio.current_time()
+        async with house.login(instance="b" * 32):
+            assert 0.9 < trio.current_time() - began < 2.0
+            assert (await receive(old, Goodbye)).reason is Farewell.REPLACED
+
+
+async def test_of_many_newcomers_at_once_exactly_one_holds_the_identity(files):
+    async with open_house(files) as house:
+        held, refused = [], []
+        done = trio.Event()
+
+        async def come(number):
+            try:
+                async with house.login(instance=f"{number:032x}") as (control, _):
+                    held.append(number)
+                    with trio.move_on_after(SOON):
+                        while not done.is_set():
+                            message = await control.receive()
+                            if isinstance(message, Heartbeat):
+                                await control.send(HeartbeatReply(message.seq))
+            except (Refused, PeerLost, RemoteProtocolError) as exc:
+                refused.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(come, number)
+            await until(lambda: len(held) + len(refused) >= 6)
+            assert len([session for session in house.gate.sessions if session.client == "lab"]) == 1
+            done.set()
+            nursery.cancel_scope.cancel()
