@@ -115,6 +115,7 @@ class TlsStream(trio.abc.Stream):
         self._send_lock = trio.Lock()
         self._users = 0  # tasks inside receive_some or send_all; detach() refuses while there are any
         self._closed = False
+        self._is_mute = False  # the peer is not who it should be: not a byte more for it
 
     @property
     def socket(self) -> socket.socket:
@@ -140,13 +141,16 @@ class TlsStream(trio.abc.Stream):
             try:
                 check(self._tls)
             except BaseException:
-                self._outgoing.read()  # our Finished stays here
+                self._outgoing.read()  # our Finished stays here, and so does anything that close() would say
+                self._is_mute = True
                 raise
         await self._flush()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes` of plaintext; ``b""`` only for close_notify. Cancellation loses nothing."""
         self._check_open()
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be 1 or more")
         await trio.lowlevel.checkpoint_if_cancelled()
         limit = max_bytes or RECEIVE_BYTES
         if self._replay:
@@ -238,6 +242,8 @@ class TlsStream(trio.abc.Stream):
             return
 
     def _say_goodbye(self) -> None:
+        if self._is_mute:
+            return
         try:
             self._tls.unwrap()
         except (ssl.SSLError, ValueError, OSError):
