@@ -3,6 +3,7 @@
 The command line is written on these two.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from tunnel.snapshot import Snapshot
 from tunnel.state import StateDir, hash_token
 
 __all__ = ["Client", "Server", "connect", "hash_token", "run_client", "serve"]
+
+log = logging.getLogger(__name__)
 
 
 async def serve(
@@ -83,6 +86,8 @@ async def _start_admin(
     if where is None:
         return
     listeners = await bind_admin(where, asked_for=required)
+    for listener in listeners:
+        log.info("admin address: http://%s:%d", *listener.socket.getsockname()[:2])
     snapshot: Callable[[], Snapshot] = source.snapshot
     extra: Callable[[], dict[str, Any]] = dict
     site = AdminSource(snapshot, source.is_ready, source.retry, token, extra, where.host)

@@ -17,7 +17,7 @@ from tunnel.api import Client, Server, run_client, serve
 from tunnel.certificates import certificate_pin_of_file, pin_text
 from tunnel.client.view import SessionState, TableView, View, make_view
 from tunnel.config import ClientConfig, ServerConfig
-from tunnel.errors import unwrapped
+from tunnel.errors import TunnelError, unwrapped
 from tunnel.snapshot import Event, Snapshot
 from tunnel.state import StateDir, default_state_dir
 
@@ -77,8 +77,19 @@ def _first_token(config: ServerConfig) -> str | None:
 
 
 def _announce(server: Server, *, config: ServerConfig, introduce: bool, public_host: str | None) -> None:
+    # The token is made only now: a start that failed must not use up the one showing.
+    token = _first_token(config) if introduce else None
+    try:
+        _print_introduction(server, token, introduce=introduce, public_host=public_host)
+    except OSError as exc:
+        sys.stdout = None  # or the interpreter tries once more at exit, and complains
+        if token is not None and config.state_dir is not None:
+            StateDir.open(config.state_dir).revoke_token(FIRST_CLIENT)
+        raise TunnelError(f"cannot write to standard output ({exc.strerror}); give it somewhere to go") from exc
+
+
+def _print_introduction(server: Server, token: str | None, *, introduce: bool, public_host: str | None) -> None:
     if introduce:
-        token = _first_token(config)  # not before it listens: a start that failed must not use up the one showing
         where = HostPort(public_host or reachable_host(server.where.host), server.where.port)
         line = (
             f"trio-tunnel connect {shlex.quote(str(where))} --pin {pin_text(certificate_pin_of_file(server.cert_file))}"

@@ -306,10 +306,18 @@ class Resettable(Protocol):
     def close(self) -> None: ...
 
 
-def reset(sock: Resettable) -> None:
-    """Close `sock` so that its peer sees a reset, never a clean end."""
+LINGER_CLEAN = bytes(8)
+
+
+def expect_reset(sock: Resettable, expected: bool = True) -> None:
+    """Whether closing `sock`, by us or by the kernel after a `kill -9`, resets it (else: a clean end)."""
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET if expected else LINGER_CLEAN)
     except OSError:
         pass  # already disconnected
+
+
+def reset(sock: Resettable) -> None:
+    """Close `sock` so that its peer sees a reset, never a clean end."""
+    expect_reset(sock)
     sock.close()

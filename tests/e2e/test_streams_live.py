@@ -187,6 +187,20 @@ def test_a_client_killed_under_traffic_resets_its_visitors(stage: Stage, echo_po
             read_all(visitor)
 
 
+@pytest.mark.slow
+def test_a_server_killed_under_traffic_resets_its_visitors_and_targets(stage: Stage, services: Services) -> None:
+    """B24: what the kernel ends for a process that is gone must not look like a clean end either."""
+    server = stage.serve()
+    client = stage.connect(server, f"web=127.0.0.1:0:{services.add(services.reports_end)}")
+    (port,) = client.wait_healthy("web")
+    with dial(port, seconds=2) as visitor:
+        assert read_exactly(visitor, 5) == b"hello"
+        server.kill()
+        with pytest.raises(ConnectionResetError):
+            read_all(visitor)
+        assert services.seen.get(timeout=5) is ConnectionResetError
+
+
 # Targets
 
 

@@ -14,7 +14,7 @@ from attrs import define
 
 from tunnel.config import Limits
 from tunnel.frames import FIRST_WINDOW, Abort
-from tunnel.relay.channel import BATCH_BYTES, CAPACITY, STEP_BYTES, Channel
+from tunnel.relay.channel import CAPACITY, INBOUND_BYTES, STEP_BYTES, Channel
 from tunnel.relay.deadlines import DeadlineQueue
 from tunnel.relay.poller import Entry, Poller, available
 from tunnel.relay.session import Listener, RelaySession, Route
@@ -69,7 +69,7 @@ class Engine:
         self.sessions: set[RelaySession] = set()
         self.stirred: list[Channel] = []  # have something to send
         self.rereads: list[Channel] = []  # had more than a turn's share
-        self.cipher = bytearray(BATCH_BYTES)
+        self.cipher = bytearray(INBOUND_BYTES)
         self.cipher_view = memoryview(self.cipher)
         self.plain_view = memoryview(bytearray(2 * STEP_BYTES))
         self.batch = bytearray(CAPACITY)  # filled, encrypted and empty again within one channel's pump
@@ -98,7 +98,7 @@ class Engine:
         self._waker.setblocking(False)
         self._wakee = _Wakee(wakee)
         self.register(wakee.fileno(), self._wakee, level=True)
-        self._last_shortage = 0.0
+        self._last_shortage = self._last_full = 0.0
         self._alarm = trio.Event()
 
     now = staticmethod(time.monotonic)
@@ -248,6 +248,18 @@ class Engine:
                 if not listener.is_at_bound:
                     self.full.discard(listener)
                     listener.resume()
+
+    def full_for(self, listener: Listener) -> None:
+        """A bound is reached: visitors wait in the kernel until others have gone. Says so at most once a minute."""
+        self.full.add(listener)
+        now = self.now()
+        if now - self._last_full > 60 or not self._last_full:
+            self._last_full = now
+            log.warning(
+                "new visitors wait: %d are inside, and that is the bound (limits: max_visitors, buffer_budget of 64 KiB"
+                " for each, or the client's max_visitors)",
+                self.open_streams,
+            )
 
     def short_of(self, listener: Listener, exc: Exception) -> None:
         """Accepting failed for want of descriptors or memory: try again shortly, say so at most once a minute."""

@@ -306,7 +306,7 @@ class Listener:
         for _ in range(ACCEPTS):
             if self.is_at_bound:
                 self.pause()
-                self.engine.full.add(self)
+                self.engine.full_for(self)
                 return
             try:
                 sock, _ = self._sock.accept()

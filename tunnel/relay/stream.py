@@ -10,7 +10,7 @@ from attrs import Factory, define
 from tunnel.errors import RemoteProtocolError
 from tunnel.frames import CREDIT, FIRST_WINDOW, RST, Abort, grown_window
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
-from tunnel.tls import reset
+from tunnel.tls import expect_reset, reset
 
 if TYPE_CHECKING:
     from tunnel.relay.channel import Channel
@@ -168,6 +168,7 @@ class Stream:
     def attach(self, sock: "LocalSocket", entry: "Member | None" = None) -> None:
         """Take a connected socket (or one that is connecting) and begin; `entry` stands in for it at the poller."""
         self.sock = sock
+        expect_reset(sock)  # until it has ended cleanly: killed, this process must not look like a clean end
         self.send, self.recv_into = sock.send, sock.recv_into
         fd = sock.fileno()
         self.session.engine.register(fd, entry or self)
@@ -395,6 +396,7 @@ class Stream:
     def finish(self) -> None:
         """Both directions ended cleanly."""
         if self._leave() and self.sock is not None:
+            expect_reset(self.sock, False)
             self.sock.close()
 
     def abort(self, reason: Abort) -> None:
