@@ -1,6 +1,7 @@
 """Which sockets are ready: epoll on Linux, kqueue on macOS, plain Trio waits anywhere else."""
 
 import select
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -9,6 +10,7 @@ import trio
 
 # The bits of an event; epoll's own values, so that Linux needs no translation.
 READ, WRITE, ERROR, HANGUP, READ_END = 0x001, 0x004, 0x008, 0x010, 0x2000
+LOOK_SECONDS = 0.5  # between looks for resets where nothing is waited for; B24 allows a second
 MAX_EVENTS = 512  # in one turn, where it can be chosen
 
 
@@ -106,7 +108,8 @@ if sys.platform == "darwin":
 class TrioPoller:
     """One Trio wait for each direction an entry wants: slow with many sockets, and at home everywhere.
 
-    There are no edges here: each wait asks every entry what it wants, so nothing spins on a stream without credit.
+    There are no edges here: each wait asks every entry what it wants, so nothing spins on a stream without credit. One
+    that waits for nothing is looked at now and then, for a reset would be told only to who reads or writes.
     """
 
     def __init__(self) -> None:
@@ -132,6 +135,12 @@ class TrioPoller:
         if self._ready:
             await trio.lowlevel.checkpoint()
             return
+        while not self._ready:
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._wait_any()
+            self._look_for_resets()
+
+    async def _wait_any(self) -> None:
         async with trio.open_nursery() as waits:
             for fd, entry in self._entries.items():
                 wants = entry.wants()
@@ -139,6 +148,16 @@ class TrioPoller:
                     waits.start_soon(self._wait_one, waits, trio.lowlevel.wait_readable, fd, READ)
                 if wants & WRITE:
                     waits.start_soon(self._wait_one, waits, trio.lowlevel.wait_writable, fd, WRITE)
+
+    def _look_for_resets(self) -> None:
+        for fd, entry in self._entries.items():
+            if not entry.wants():
+                sock = socket.socket(fileno=fd)
+                try:
+                    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                        self._ready[fd] = ERROR
+                finally:
+                    sock.detach()
 
     async def _wait_one(self, waits: trio.Nursery, wait: Callable[[int], Awaitable[None]], fd: int, bit: int) -> None:
         try:
