@@ -173,10 +173,9 @@ def status(as_json: bool, watching: bool, admin: str) -> None:
 @state_option
 def retry(name: str, admin: str, state_dir: Path | None) -> None:
     """Start the bind retry of proxy NAME (or CLIENT/NAME) afresh; its siblings are not touched."""
-    from tunnel.state import StateDir, default_state_dir
     from tunnel.status import request_retry
 
-    token = StateDir.open(state_dir or default_state_dir()).admin_token()
+    token = _with_state(state_dir, lambda state: state.admin_token(), make=False)
     restarted = request_retry(_admin_address(admin), name, token)
     click.echo(
         "".join(f"{one}: starts afresh\n" for one in restarted) or f"{name} is listening; nothing to retry\n", nl=False
@@ -244,9 +243,19 @@ def token() -> None:
 @state_option
 def token_new(name: str, state_dir: Path | None) -> None:
     """Make a token for a new client NAME; it is shown once, and kept only as its SHA-256."""
-    secret = _with_state(state_dir, lambda state: state.new_token(name))
+    from tunnel.state import hash_token
+
+    secret, path = _with_state(state_dir, lambda state: (state.new_token(name), state.path))
     click.echo(secret)
-    click.echo(f"the token of client '{name}', shown this once; the running server knows it already", err=True)
+    click.echo(
+        f"the token of client '{name}', shown this once; a server with state directory {path} knows it already, and "
+        f"allows it any port. To allow less, write in server.toml:\n"
+        f"[[clients]]\n"
+        f'name = "{name}"\n'
+        f'token_sha256 = "{hash_token(secret).hex()}"\n'
+        f'allow_ports = ["8000-8999"]',
+        err=True,
+    )
 
 
 @token.command("revoke", context_settings=SETTINGS)
@@ -254,23 +263,26 @@ def token_new(name: str, state_dir: Path | None) -> None:
 @state_option
 def token_revoke(name: str, state_dir: Path | None) -> None:
     """Forget the token of client NAME: it cannot log in any more."""
-    _with_state(state_dir, lambda state: state.revoke_token(name))
-    click.echo(f"the token of client '{name}' is revoked")
+    _with_state(state_dir, lambda state: state.revoke_token(name), make=False)
+    click.echo(f"the token of client '{name}' is revoked; a session it has now goes on until it ends")
 
 
 @token.command("list", context_settings=SETTINGS)
 @state_option
 def token_list(state_dir: Path | None) -> None:
     """Names of the clients that have a token in the state directory."""
-    for grant in _with_state(state_dir, lambda state: state.grants()):
+    for grant in _with_state(state_dir, lambda state: state.grants(), make=False):
         click.echo(grant.name)
 
 
-def _with_state(state_dir: Path | None, act: Callable[[Any], Any]) -> Any:
+def _with_state(state_dir: Path | None, act: Callable[[Any], Any], *, make: bool = True) -> Any:
     from tunnel.state import StateDir, default_state_dir
 
+    path = state_dir or default_state_dir()
+    if not make and not os.path.lexists(path):
+        raise TunnelError(f"there is no state directory {path}; name the server's with --state-dir")
     try:
-        return act(StateDir.open(state_dir or default_state_dir()))
+        return act(StateDir.open(path))
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
 

@@ -106,6 +106,8 @@ def _targets(entry: Table) -> tuple[Target, ...]:
 def _target(value: Any) -> Target:
     if type(value) is int:
         raise ValueError(f'is a number, not a text; write "{value}" or "127.0.0.1:{value}"')
+    if isinstance(value, list):
+        raise ValueError("is a list, not a text; write targets = […] for several")
     target = parse_target(text(value))
     if target.kind != "unix":
         host(target.host)

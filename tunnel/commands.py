@@ -1,11 +1,13 @@
 """What `serve` and `connect` do as processes: signals, what is printed, how they end."""
 
+import logging
 import shlex
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import trio
@@ -24,6 +26,8 @@ from tunnel.state import StateDir, default_state_dir
 FORCED = 130  # exit code after a second signal
 FIRST_CLIENT = "default"  # the name of the client whose token the first start makes
 LogFormat = Literal["text", "json"]
+
+log = logging.getLogger(__name__)
 
 
 class Stopping:
@@ -80,7 +84,7 @@ def _announce(server: Server, *, config: ServerConfig, introduce: bool, public_h
     # The token is made only now: a start that failed must not use up the one showing.
     token = _first_token(config) if introduce else None
     try:
-        _print_introduction(server, token, introduce=introduce, public_host=public_host)
+        _print_introduction(server, token, config.state_dir, introduce=introduce, public_host=public_host)
     except OSError as exc:
         sys.stdout = None  # or the interpreter tries once more at exit, and complains
         if token is not None and config.state_dir is not None:
@@ -88,17 +92,21 @@ def _announce(server: Server, *, config: ServerConfig, introduce: bool, public_h
         raise TunnelError(f"cannot write to standard output ({exc.strerror}); give it somewhere to go") from exc
 
 
-def _print_introduction(server: Server, token: str | None, *, introduce: bool, public_host: str | None) -> None:
+def _print_introduction(
+    server: Server, token: str | None, state_dir: Path | None, *, introduce: bool, public_host: str | None
+) -> None:
+    pin = pin_text(certificate_pin_of_file(server.cert_file))
     if introduce:
         where = HostPort(public_host or reachable_host(server.where.host), server.where.port)
-        line = (
-            f"trio-tunnel connect {shlex.quote(str(where))} --pin {pin_text(certificate_pin_of_file(server.cert_file))}"
-        )
+        line = f"trio-tunnel connect {shlex.quote(str(where))} --pin {pin}"
         if token is not None:
             print(f"TRIO_TUNNEL_TOKEN={token} {line}")  # noqa: T201
         else:
             print(line)  # noqa: T201
-            print("# with the token of that client; to make another: trio-tunnel token new NAME")  # noqa: T201
+            where_kept = "" if state_dir == default_state_dir() else f" --state-dir {shlex.quote(str(state_dir))}"
+            print(f"# with the token of that client; to make another: trio-tunnel token new NAME{where_kept}")  # noqa: T201
+    else:
+        log.info("clients can verify this server by its pin: %s", pin)
     print(f"listening on {server.where}", flush=True)  # noqa: T201
 
 
@@ -160,9 +168,9 @@ async def show(client: Client, view: View) -> None:
         if not client.config.proxies:
             hint = "no proxy is published; add one with -p NAME=PUBLISH:TARGET, such as -p web=8001:8080"
             print(hint, file=sys.stderr)  # noqa: T201
+        _show_connection(view, client)
         for update in client.statuses.values():
             view.status(update)
-        _show_connection(view, client)
         while True:
             changed = trio.Event()
             for event in follower.drain():

@@ -25,7 +25,7 @@ bind_port = 8443
 #cert_file = "cert.pem"
 #key_file = "key.pem"
 
-# One entry for each client. `trio-tunnel token new home` prints the token, once, and the line to put here.
+# One entry for each client. `trio-tunnel token new home` prints the token, once, and what to put here.
 #[[clients]]
 #name = "home"
 #token_sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
@@ -43,7 +43,7 @@ max_delay = 60
 max_retries = 10
 jitter = 0  # share of each wait, 0 to 1, that chance may take away
 
-# Status page, metrics and `trio-tunnel status`.
+# Where `trio-tunnel status` asks; also /stats, /healthz and /readyz over HTTP.
 [admin]
 listen = "127.0.0.1:8480"  # "off" for none
 
@@ -107,7 +107,7 @@ target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"; targets = [...]
 #max_retries = 3
 #jitter = 0
 
-# Status page, metrics and `trio-tunnel status` of the client; none unless asked for.
+# Where `trio-tunnel status` asks, at the client; also /stats, /healthz and /readyz. None unless asked for.
 #[admin]
 #listen = "127.0.0.1:8480"
 

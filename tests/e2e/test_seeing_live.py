@@ -109,7 +109,11 @@ def test_retry_of_a_name_that_two_clients_have_asks_which(stage: Stage, echo_por
     assert "default/web" in message
     assert "lab/web" in message
     stage.run("retry", "lab/web", *common, server.state)
-    wrong = stage.run("retry", "lab/web", *common, stage.path("elsewhere"), code=3).stderr  # another admin token
+    elsewhere = stage.path("elsewhere")
+    assert "no state directory" in stage.run("retry", "lab/web", *common, elsewhere, code=1).stderr
+    assert not elsewhere.exists()
+    elsewhere.mkdir(0o700)
+    wrong = stage.run("retry", "lab/web", *common, elsewhere, code=3).stderr  # another admin token
     assert "admin.token" in wrong
 
 

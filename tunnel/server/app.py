@@ -149,7 +149,13 @@ def _tls(config: ServerConfig, state: StateDir | None) -> tuple[ssl.SSLContext, 
 
 
 def _grants(config: ServerConfig, state: StateDir | None) -> tuple[Grant, ...]:
-    return config.clients + (state.grants() if state is not None else ())
+    """The configuration's entries, and the tokens made in the state directory. Where both know a client's name or its
+    token, the entry alone counts: `token new` allows anything, and the entry is there to allow less."""
+    names, tokens = {grant.name for grant in config.clients}, {grant.token_sha256 for grant in config.clients}
+    made = state.grants() if state is not None else ()
+    return config.clients + tuple(
+        grant for grant in made if grant.name not in names and grant.token_sha256 not in tokens
+    )
 
 
 async def _remember_port(state: StateDir | None, client: str, proxy: str, port: int) -> None:

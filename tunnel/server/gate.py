@@ -186,7 +186,12 @@ class Gate:
         grant = find_grant(self._grants(), head.bearer)
         if grant is None:
             self._tell(logging.WARNING, "a wrong token from %s", visit.source)
-            await self._refuse(stream, 401, "token_refused", "the server does not know this token")
+            await self._refuse(
+                stream,
+                401,
+                "token_refused",
+                "the server does not know this token; make one there: trio-tunnel token new NAME",
+            )
             return
         instance, epoch = head.headers.get("trio-tunnel-instance", ""), head.headers.get("trio-tunnel-epoch", "")
         if not head.is_upgrade or head.rest or not INSTANCE.match(instance) or not EPOCH.match(epoch):
