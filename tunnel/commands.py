@@ -46,6 +46,8 @@ class Stopping:
                 if self.drain.is_set():
                     self.forced = True
                     self.scope.cancel(reason="a second signal")
+                else:
+                    log.info("stopping once the visitors inside have finished; a second signal stops at once")
                 self.drain.set()
 
 

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 import pytest
 import trio
+from rich.text import Text
 from trio.testing import MockClock
 
 from tunnel.client import view as view_module
@@ -25,6 +26,7 @@ from tunnel.client.view import (
     SessionState,
     TableView,
     View,
+    _Painter,
     make_view,
 )
 from tunnel.messages import ProxyStatusUpdate, Reason, Status
@@ -406,3 +408,12 @@ async def test_the_kind_of_view_follows_the_output(monkeypatch: pytest.MonkeyPat
         assert kind(stream) is PlainView
     with pipe() as (_, writing), os.fdopen(os.dup(writing), "w") as stream:
         assert kind(stream) is PlainView
+
+
+def test_a_frame_that_changes_together_with_a_log_line_is_painted_at_once():
+    size = os.terminal_size((80, 24))
+    painter = _Painter(size)
+    painter.paint(Text("no proxies yet"), [], size)
+    shown = painter.paint(Text("web unhealthy"), ["cannot reach the server"], size)
+    assert shown.index("cannot reach the server") < shown.index("web unhealthy")
+    assert painter.paint(Text("web unhealthy"), [], size) == ""

@@ -138,18 +138,24 @@ class Client:
         self._move("connected", welcome.client)
 
     def _unanswered(self, problem: PeerLost) -> None:
-        if self.connection.detail != str(problem):
-            log.warning("%s; trying on", problem)
+        is_new = self.connection.detail != str(problem)
         self._move("connecting", str(problem))
+        if is_new:
+            log.warning("%s; trying on", problem)
+            self._explain(problem, None)
 
     def _lose(self, why: TunnelError, delay: float) -> None:
         log.warning("no session: %s%s", why, f"; trying again in {delay:.0f} s" if delay >= 1 else "")
         self._move("lost", str(why), delay)
+        self._explain(why, math.ceil(delay))
+
+    def _explain(self, why: TunnelError, retry_after_seconds: int | None) -> None:
+        """Each proxy's status while there is no session."""
         for status in list(self.statuses.values()):
             reason = Reason.CONNECTING if status.reason is Reason.CONNECTING else Reason.SESSION_LOST
             lost = _own_status(status.proxy_name, status.publish_addr, status.publish_port, reason, str(why))
             since = status.since if status.status is Status.UNHEALTHY else lost.since
-            self._post(evolve(lost, seq=status.seq, retry_after_seconds=math.ceil(delay), since=since))
+            self._post(evolve(lost, seq=status.seq, retry_after_seconds=retry_after_seconds, since=since))
 
     def _move(self, state: str, detail: str = "", retry_in: float | None = None) -> None:
         self.connection = Connection(state, detail, retry_in)

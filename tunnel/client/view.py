@@ -518,8 +518,8 @@ class _Painter:
         is_same = frame == self._frame and not is_resized
         self._frame = frame
         if log_lines:
-            self._console.print("\n".join(_strip(line) for line in log_lines), soft_wrap=True)
-        elif not is_same:
+            self._console.print("\n".join(_strip(line) for line in log_lines), soft_wrap=True)  # and the last frame
+        if not is_same:
             self._live.refresh()
         return self._take()
 
