@@ -226,3 +226,23 @@ async def test_an_empty_data_frame_means_nothing_to_a_tls_target(poller):
         rig.route.streams[0].deliver(memoryview(b""))
         await visitor.send_all(b"x")
         await until(lambda: heard == [b"x"])
+
+
+async def test_what_a_target_sends_after_its_end_costs_no_other_stream(poller):
+    """Its end must be told once: a second FIN would end the whole channel."""
+
+    async def target(stream):
+        send_close_notify(stream)
+        for _ in range(3):
+            await trio.sleep(0.02)
+            stream.socket.send(b"\x17\x03\x03\x00\x10" + bytes(16))
+        heard.append(await read_to_end(stream))
+
+    heard = []
+    async with open_visit(poller, target) as (rig, visitor):
+        assert await read_to_end(visitor) == b""
+        await trio.sleep(0.1)
+        assert rig.lost == [([], [])]
+        await visitor.send_all(b"still heard")
+        await visitor.send_eof()
+        await until(lambda: heard == [b"still heard"])

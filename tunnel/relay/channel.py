@@ -79,6 +79,7 @@ class Channel:
         self._ping_at = 0.0
         self._received_before = 0  # when the deadline of the last ping began
         self._ending = False  # their FIN has come: read until it is seen
+        self._has_more = False  # waits in the engine's `rereads`
         self._first_plaintext = parts.plaintext
 
     @property
@@ -110,7 +111,8 @@ class Channel:
         if event & (READ | READ_END | HANGUP):
             if event & (READ_END | HANGUP):
                 self._ending = True
-            self._read()
+            if not self._has_more:  # else later in this turn, and once: several shares a turn would delay the others
+                self._read()
         elif event & ERROR:
             self.lost("the connection was reset")
         if event & WRITE and self._unsent:
@@ -158,11 +160,13 @@ class Channel:
             if size < len(cipher) and not self._ending:
                 return  # what comes next raises an edge; a FIN that came with these bytes would not
             if taken >= INBOUND_BYTES:
+                self._has_more = True
                 self.engine.rereads.append(self)
                 return
 
     def reread(self) -> None:
         """Go on reading where the last turn's share ended."""
+        self._has_more = False
         self._read()
 
     def _decrypt(self) -> bool:
@@ -265,6 +269,9 @@ class Channel:
 
     def unanswered(self) -> None:
         """No pong yet. On a slow link it may stand behind megabytes; as long as those arrive, the channel lives."""
+        self._read()  # if it was us who did nothing (SIGSTOP), it waits in the kernel
+        if not self.alive or not self._ping_at:
+            return
         if self.received == self._received_before:
             self.lost("no sign of life")
             return

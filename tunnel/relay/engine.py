@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import trio
-from attrs import define
+from attrs import Factory, define, field
 
 from tunnel.config import Limits
 from tunnel.frames import FIRST_WINDOW, Abort
@@ -31,13 +31,17 @@ LINGER_WAIT = 0.001  # at a time
 
 @define(eq=False)
 class Budget:
-    """Bytes of receive windows this process has promised (design §6); at its end listeners pause."""
+    """Bytes of receive windows this process has promised (design §6); at its end listeners pause.
+
+    Half of it is kept for first windows: thirty-two streams that were fast once must not shut every listener.
+    """
 
     free: int
+    reserve: int = field(default=Factory(lambda self: self.free // 2, takes_self=True))
 
     def take(self, size: int) -> bool:
-        """Promise `size` more; False (and nothing taken) when that is more than there is."""
-        if size > self.free:
+        """Let a window grow by `size`; False (and nothing taken) when that is more than there is for growth."""
+        if size > self.free - self.reserve:
             return False
         self.free -= size
         return True

@@ -4,6 +4,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,11 +18,12 @@ from tunnel.sockets import no_delay
 from tunnel.tls import Detached, reset
 
 if TYPE_CHECKING:
-    from tunnel.relay.engine import Engine
+    from tunnel.relay.engine import Engine, Member
 
 log = logging.getLogger(__name__)
 
 ACCEPTS = 64  # from one listener in one turn
+MAX_OPENS_BYTES = 256 * 1024  # of OPENs and RSTs that a client does not take: ten thousand visitors, 1 KiB each
 MAX_SMALL_BYTES = 4 * 1024 * 1024  # of answers to OPEN that the server does not take: half a million
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # What accept(2) passes on from a connection that failed before it was accepted: the next one may be fine.
@@ -71,12 +73,18 @@ class RelaySession:
     def close(self) -> None:
         """Close its listeners, reset its streams, close its channels; at once, and harmless when done before."""
         for listener in list(self.listeners):
-            listener.close()
+            self._walled(listener, listener.close)
         for stream in list(self.streams.values()):
-            stream.abort(Abort.SESSION_ENDED)
+            self._walled(stream, partial(stream.abort, Abort.SESSION_ENDED))
         for channel in list(self.channels):
-            channel.close()
+            self._walled(channel, channel.close)
         self.engine.sessions.discard(self)
+
+    def _walled(self, member: "Member", end: Callable[[], None]) -> None:
+        try:
+            end()
+        except Exception as exc:
+            self.engine.wall(member, exc)
 
     # Channels
 
@@ -199,6 +207,9 @@ class RelaySession:
             return
         stream.channel = channel
         self._settle(stream, channel)
+        if channel.is_blocked and channel.waiting_bytes > MAX_OPENS_BYTES:
+            channel.lost("it does not read")  # visitors come and go, and it has not even heard of the first
+            return
         channel.put_open(stream.sid, index, version)
         stream.ready()
 
@@ -340,8 +351,9 @@ class Listener:
         return 0 if self._paused else 1
 
     def fail(self, exc: Exception) -> None:
-        self.pause()
-        self.engine.short_of(self, exc)
+        if not self._closed:
+            self.pause()
+            self.engine.short_of(self, exc)
 
     def pause(self) -> None:
         if not self._paused:
@@ -361,10 +373,12 @@ class Listener:
         """Stop accepting and free the address at once."""
         if self._closed:
             return
-        self.pause()
         self._closed = True
-        self.engine.full.discard(self)
-        self.engine.pauses.discard(self)
-        self.session.listeners.discard(self)
-        self._sock.close()
-        self.on_closed()
+        try:
+            self.pause()
+        finally:
+            self.engine.full.discard(self)
+            self.engine.pauses.discard(self)
+            self.session.listeners.discard(self)
+            self._sock.close()
+            self.on_closed()

@@ -258,6 +258,7 @@ class Stream:
         if not event & WRITE:
             return
         self.connecting = False
+        self.ending = bool(event & _ENDING)  # it spoke and hung up before we looked; this edge does not come again
         self.session.engine.dials.discard(self)
         self.release_held()
         self.ready()
@@ -388,6 +389,7 @@ class Stream:
     def at_end(self) -> None:
         """The local socket's FIN was read and told."""
         self.ended = True
+        self.queued = True  # in no queue, and never again: TLS targets can be readable after their end
         if self.shut:
             self.finish()
         else:

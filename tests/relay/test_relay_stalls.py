@@ -1,0 +1,129 @@
+"""What shows only when one side was slow to look: edges that came together, deadlines that passed, queues that grew."""
+
+import socket
+import threading
+import time
+
+import pytest
+import trio
+from relay_rig import POLLERS, LiteralRoute, Lost, echo, open_rig, read_exactly, read_to_end, tls_pair, until
+from test_relay_law import frame, message
+
+from tunnel.config import Limits
+from tunnel.frames import DATA, FIRST_WINDOW, PONG, control_message
+from tunnel.relay.channel import INBOUND_BYTES
+from tunnel.relay.session import MAX_OPENS_BYTES
+
+pytestmark = pytest.mark.parametrize("poller", POLLERS)
+MIB = 1024 * 1024
+
+
+async def test_a_target_that_speaks_and_hangs_up_before_the_dial_is_seen_is_heard_to_its_end(poller):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def speak() -> None:
+            sock, _ = listener.accept()
+            sock.sendall(b"banner")
+            sock.close()
+            spoken.set()
+
+        class Busy(LiteralRoute):
+            def dial(self, stream):
+                super().dial(stream)
+                assert spoken.wait(5)  # the engine looks only now
+
+        spoken = threading.Event()
+        threading.Thread(target=speak, daemon=True).start()
+        async with open_rig(poller, Busy(listener.getsockname())) as rig, await rig.visit() as visitor:
+            with trio.fail_after(2):
+                assert await read_to_end(visitor) == b"banner"
+
+
+async def test_a_pong_that_waits_in_the_kernel_counts(poller):
+    async with open_rig(poller, channels=0) as rig:
+        server, client = await tls_pair()
+        lost = Lost()
+        channel = rig.server.add_channel(server.detach(), masks=False, on_lost=lost)
+        await until(lambda: channel.sent > 0)
+        parts = client.detach()
+        with parts.sock:
+            parts.tls.write(control_message(PONG, (1).to_bytes(8, "big"), masked=True))
+            parts.sock.send(parts.outgoing.read())
+            time.sleep(0.02)  # stopped: neither the engine nor the clock of its deadlines was asked
+            engine = rig.server_engine
+            engine.expire(engine.now() + engine.pongs.seconds + 1)
+            assert lost == []
+            assert len(engine.pongs) == 0
+
+
+async def test_a_channel_has_one_share_of_a_turn_however_much_waits(poller):
+    async with open_rig(poller, channels=0) as rig:
+        server, client = await tls_pair()
+        channel = rig.server.add_channel(server.detach(), masks=False, on_lost=Lost())
+        parts = client.detach()
+        unknown = message(frame(DATA | 60_000, 999, bytes(60_000)), masked=True)
+        pieces = []
+        for _ in range(800):
+            parts.tls.write(unknown)
+            pieces.append(parts.outgoing.read())
+        engine, turn, shares = rig.server_engine, rig.server_engine.turn, []
+
+        def watched(timeout):
+            before = channel.received
+            handled = turn(timeout)
+            shares.append(channel.received - before)
+            return handled
+
+        engine.turn = watched
+        parts.sock.setblocking(True)
+        with parts.sock:
+            await trio.to_thread.run_sync(parts.sock.sendall, b"".join(pieces))
+            await until(lambda: sum(shares) >= 800 * 60_000)
+        assert max(shares) < 4 * INBOUND_BYTES  # one as told, one of the turns before, each with its last read
+
+
+async def test_windows_that_grew_leave_room_for_new_visitors(poller):
+    async def source(stream):
+        async with stream:
+            for _ in range(32):
+                await stream.send_all(bytes(MIB))
+            await stream.receive_some(1)
+
+    budget = 32 * FIRST_WINDOW
+    async with (
+        open_rig(poller, source, server_limits=Limits(buffer_budget=budget)) as rig,
+        await rig.visit() as visitor,
+    ):
+        await read_exactly(visitor, 32 * MIB)
+        assert rig.server_engine.budget.free >= budget // 2
+        assert not rig.server_engine.is_full
+
+
+async def test_a_client_that_takes_no_opens_loses_the_channel_before_they_cost_much(poller):
+    async with open_rig(poller, channels=0) as rig:
+        peer, lost = await rig.add_raw_channel()
+        channel = rig.server.channels[0]
+        await until(lambda: channel.sent > 0)
+        channel._unsent.append(bytes(32 * MIB))  # more than the kernel takes
+        channel._send()
+        channel._small += bytes(MAX_OPENS_BYTES)
+        async with await rig.visit():
+            assert channel.is_blocked
+            async with await rig.visit():
+                await until(lambda: lost == ["it does not read"])
+        peer.abort()
+
+
+async def test_a_bug_in_ending_one_member_does_not_spare_the_others(poller):
+    async with open_rig(poller, echo) as rig, await rig.visit() as first, await rig.visit() as second:
+        for visitor in (first, second):
+            await visitor.send_all(b"x")
+            await read_exactly(visitor, 1)
+
+        def broken():
+            raise RuntimeError("a bug")
+
+        rig.listener.on_closed = broken
+        rig.server.close()
+        assert (rig.server.streams, rig.server.channels, rig.server.listeners) == ({}, [], set())
+        assert rig.server_engine.errors == 1
