@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import ssl
+import time
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 import tunnel
-from tunnel.addresses import HostPort, Target
+from tunnel.addresses import HostPort, PortRange, Target
 from tunnel.config import ClientConfig, Grant, Limits, ProxyConfig, ServerConfig
 from tunnel.control import open_client_control
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError
@@ -31,7 +32,9 @@ from tunnel.messages import (
     ProxySet,
     ProxySpec,
     ProxyStatusUpdate,
+    Reason,
     RetryProxy,
+    Status,
     TargetHealth,
     TicketRequest,
     Tickets,
@@ -591,7 +594,98 @@ async def test_draining_is_not_stopped_by_a_client_that_does_not_read(files):
         await until(session.ended.is_set)
 
 
+async def test_who_came_while_the_server_began_to_drain_is_told_to_come_later(files, monkeypatch):
+    async with open_house(files) as house, house.login(instance="a" * 32):
+        asked, go_on = trio.Event(), trio.Event()
+
+        async def answers(self):
+            asked.set()
+            await go_on.wait()
+            return False
+
+        monkeypatch.setattr("tunnel.server.session.Session.answers", answers)
+        async with trio.open_nursery() as nursery:
+
+            async def come():
+                with pytest.raises(Refused) as caught:
+                    async with house.login(instance="b" * 32):
+                        pass
+                assert caught.value.reason == "server_stopping"
+
+            nursery.start_soon(come)
+            await asked.wait()
+            house.gate.is_draining = True
+            go_on.set()
+        house.gate.is_draining = False
+
+
+async def test_being_stopped_for_a_while_is_nobodys_silence(files):
+    """Both ends stand still together: what each said is in the kernel when they go on."""
+    async with open_house(files, Limits(heartbeat_seconds=0.1)) as house:
+        sessions = house.gate.sessions
+        for _ in range(4):
+            time.sleep(0.35)
+            await trio.sleep(0.15)
+        assert house.gate.sessions == sessions
+
+
+async def test_a_session_has_so_many_data_channels(files, monkeypatch):
+    monkeypatch.setattr("tunnel.server.gate.MAX_CHANNELS", 5)
+    async with open_house(files, Limits(heartbeat_seconds=10.0)) as house, house.login() as (control, welcome):
+        tickets, channels = list(welcome.tickets), []
+
+        async def one_more():
+            if not tickets:
+                await control.send(TicketRequest(16))
+                tickets.extend((await receive(control, Tickets)).tickets)
+            channels.append(await house.data_channel(tickets.pop()))
+
+        for _ in range(5):
+            await one_more()
+        await until(lambda: len(house.gate.sessions[1].relay.channels) == 5)
+        with pytest.raises(Refused) as caught:
+            await one_more()
+        assert caught.value.reason == "too_many_channels"
+        for channel in channels:
+            channel.close()
+
+
+async def test_a_status_that_is_longer_than_a_message_may_be_is_cut(files):
+    ports = tuple(PortRange(port, port) for port in range(10_000, 10_400))
+    proxy = ProxySpec("web", "127.0.0.1", 9)
+    async with open_house(files) as house, house.login() as (control, _):
+        house.gate.sessions[1].grant = Grant("lab", bytes(32), allow_ports=ports)
+        await control.send(ProxySet(1, (proxy,)))
+        assert (await receive(control, ProxyStatusUpdate)).reason is Reason.NOT_ALLOWED
+
+
+async def test_the_last_word_of_a_proxy_that_was_replaced_is_not_passed_on(files):
+    async with open_house(files) as house, house.login() as (control, _):
+        await control.send(ProxySet(1, (ProxySpec("web", "127.0.0.1", 0),)))
+        await receive(control, ProxyStatusUpdate)
+        session = house.gate.sessions[1]
+        old = session.proxies["web"]
+        await control.send(ProxySet(2, (ProxySpec("web", "127.0.0.1", 0, target="another"),)))
+        assert (await receive(control, ProxyStatusUpdate)).status is Status.HEALTHY
+        old._set(Status.UNHEALTHY, Reason.LISTENER_LOST, "its last word")
+        await control.send(Heartbeat(1))
+        while not isinstance(message := await control.receive(), HeartbeatReply):
+            assert not isinstance(message, ProxyStatusUpdate)
+
+
 # Whose an identity is
+
+
+async def test_a_holder_with_replies_waiting_keeps_its_identity_if_it_answers(files):
+    async with open_house(files) as house:
+        (session,) = house.gate.sessions
+        session._replies.extend(HeartbeatReply(1) for _ in range(64))
+        assert await session.answers()
+
+
+async def test_a_session_that_was_replaced_is_not_shown_beside_its_successor(files):
+    async with open_house(files, Limits(heartbeat_seconds=10.0)) as house, house.login(), house.login(epoch=2):
+        assert [session.client for session in house.gate.sessions] == ["home", "lab"]
 
 
 async def test_a_higher_epoch_of_one_process_replaces_at_once_and_gets_the_port(files):

@@ -169,6 +169,7 @@ def test_a_session_holds_so_many_tickets_and_expired_ones_make_room() -> None:
     assert counts == [40, MAX_TICKETS_HELD - 40, 0]
     assert len(registry.issue_tickets("another", 40, expires=10.0, now=0.0)) == 40
     assert len(registry.issue_tickets("session", 40, expires=20.0, now=10.0)) == 40
+    registry.leave("another")
     assert len(registry._tickets) == 40
 
 

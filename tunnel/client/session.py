@@ -242,7 +242,10 @@ class ClientSession:
     async def _beat(self, seconds: float) -> None:
         """Heartbeats; two missed ones and the server is gone."""
         while True:
-            await trio.sleep(seconds)
+            due = trio.current_time() + seconds
+            await trio.sleep_until(due)
+            if trio.current_time() > due + seconds:  # we were stopped, and what was said meanwhile is still unread
+                self._last_heard = trio.current_time()
             silent = trio.current_time() - self._last_heard
             if silent > 2 * seconds:
                 raise PeerLost(f"the server was silent for {silent:.0f} s", answered=True)

@@ -31,6 +31,7 @@ from tunnel.upgrade import Head, read_head, refuse, switching_protocols
 
 log = logging.getLogger(__name__)
 
+MAX_CHANNELS = 80  # of one session: a client keeps 64 at most, and the lost ones may not be noticed yet
 MAX_HANDSHAKES = 64  # in flight; each costs 1.4 ms of CPU here (measured, P-256)
 REFUSE_SECONDS = 2.0  # for an answer that says no, and the peer's FIN
 SHORTAGE_SECONDS = 0.1  # accepting pauses so long when descriptors or memory run out
@@ -95,7 +96,8 @@ class Gate:
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        return tuple(self._sessions)
+        """Those alive: one that was replaced may still be saying goodbye, and holds nothing any more."""
+        return tuple(session for session in self._sessions if not session.ended.is_set())
 
     def _tell(self, level: int, message: str, source: str, *args: str) -> None:
         """At most a line a minute for each source."""
@@ -173,7 +175,11 @@ class Gate:
             await self._refuse(stream, 426, "upgrade_required", "a data channel is a WebSocket")
             return
         visit.login()
-        await stream.send_all(switching_protocols(head))
+        if len(session.relay.channels) >= MAX_CHANNELS:
+            await self._refuse(stream, 503, "too_many_channels", f"at most {MAX_CHANNELS} data channels for a session")
+            return
+        with trio.fail_after(self._config.limits.head_seconds):
+            await stream.send_all(switching_protocols(head))
         stream.push_back(head.rest)
         if session.ended.is_set():
             return
@@ -198,12 +204,11 @@ class Gate:
             await self._refuse(stream, 400, "bad_request", "no upgrade of a control channel as this version makes them")
             return
         visit.login()
-        if self.is_draining:
-            await self._refuse(stream, 503, "server_stopping", "the server is stopping; try again")
-            return
         with log_fields(client=grant.name):
-            refusal = await self._make_room(grant, instance, int(epoch))
-            if refusal is None:
+            refusal = None if self.is_draining else await self._make_room(grant, instance, int(epoch))
+            if self.is_draining:  # or does so since
+                await self._refuse(stream, 503, "server_stopping", "the server is stopping; try again")
+            elif refusal is None:
                 await self._host(stream, head, grant, instance, int(epoch))
             else:
                 await self._refuse(stream, 409, "identity_held", refusal)

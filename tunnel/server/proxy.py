@@ -12,7 +12,7 @@ import trio
 
 from tunnel.addresses import HostPort
 from tunnel.backoff import RetryPolicy
-from tunnel.messages import ProxySpec, ProxyStatusUpdate, Reason, Status, TargetHealth
+from tunnel.messages import MAX_TEXT, ProxySpec, ProxyStatusUpdate, Reason, Status, TargetHealth
 from tunnel.relay import Tally
 from tunnel.server.binding import BindFailed
 from tunnel.snapshot import ProxyView, utc_now
@@ -166,7 +166,8 @@ class Proxy:
     def _set(self, status: Status, reason: Reason | None, message: str | None, *, after: float | None = None) -> None:
         if status is not self.status:
             self.since = utc_now()
-        self.status, self.reason, self.error_message = status, reason, message
+        self.status, self.reason = status, reason
+        self.error_message = message and message[:MAX_TEXT]  # a list of allowed ports may be long; the peer has a bound
         self._retry_at = None if after is None else trio.current_time() + after
         self._report(self)
 

@@ -54,6 +54,7 @@ class Registry(Generic[S]):
     _holders: dict[str, Holder[S]] = Factory(dict)
     _addresses: set[Address] = Factory(set)
     _tickets: dict[str, tuple[S, float]] = Factory(dict)
+    _issued: dict[S, list[str]] = Factory(dict)  # of each session; used and expired ones among them
     _ports: dict[tuple[str, str], int] = Factory(dict)
     recall: Callable[[str, str], int] = lambda client, proxy: 0  # the port an earlier process chose
 
@@ -80,7 +81,8 @@ class Registry(Generic[S]):
         for client, holder in list(self._holders.items()):
             if holder.session is session:
                 del self._holders[client]
-        self._tickets = {ticket: held for ticket, held in self._tickets.items() if held[0] is not session}
+        for ticket in self._issued.pop(session, ()):
+            self._tickets.pop(ticket, None)
 
     # Addresses
 
@@ -110,11 +112,15 @@ class Registry(Generic[S]):
 
     def issue_tickets(self, session: S, count: int, *, expires: float, now: float) -> tuple[str, ...]:
         """New single-use tickets for data channels; fewer than asked once the session holds too many unused ones."""
-        self._tickets = {ticket: held for ticket, held in self._tickets.items() if held[1] > now}
-        held = sum(1 for owner, _ in self._tickets.values() if owner is session)
-        issued = tuple(secrets.token_hex(16) for _ in range(min(count, MAX_TICKETS_HELD - held)))
-        for ticket in issued:
-            self._tickets[ticket] = (session, expires)
+        held: list[str] = []
+        for ticket in self._issued.get(session, ()):
+            if ticket in self._tickets and self._tickets[ticket][1] > now:
+                held.append(ticket)
+            else:
+                self._tickets.pop(ticket, None)
+        issued = tuple(secrets.token_hex(16) for _ in range(min(count, MAX_TICKETS_HELD - len(held))))
+        self._tickets.update(dict.fromkeys(issued, (session, expires)))
+        self._issued[session] = [*held, *issued]
         return issued
 
     def redeem(self, ticket: str, *, now: float) -> S | None:

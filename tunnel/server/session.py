@@ -93,6 +93,7 @@ class Session:
         self._listeners: dict[Listener, str] = {}
         self._heard = trio.Event()
         self._beats = 0
+        self._is_asked = False  # for a sign of life; needs no place among the replies
 
     # Lifetime
 
@@ -170,7 +171,8 @@ class Session:
             await trio.lowlevel.checkpoint()
         tickets = self._issue(FIRST_TICKETS)
         beat = self._config.limits.heartbeat_seconds
-        await self._control.send(Welcome(self.id, self.client, tickets, beat, __version__))
+        with trio.fail_after(WRITE_SECONDS):
+            await self._control.send(Welcome(self.id, self.client, tickets, beat, __version__))
 
     # Hearing
 
@@ -257,6 +259,8 @@ class Session:
 
     def _report(self, proxy: Proxy) -> None:
         """A proxy's status changed: the client gets the newest, in the order of first change."""
+        if self.proxies.get(proxy.spec.name) is not proxy:
+            return  # the last word of one that was stopped must not overtake its successor's
         self._changed[proxy.spec.name] = proxy
         self._nudge()
         self._events.publish(
@@ -278,12 +282,16 @@ class Session:
     async def _write(self) -> None:
         while True:
             wake = self._wake  # before the look: what is added after it sets this very event
-            while self._replies or self._changed:
+            while self._is_asked or self._replies or self._changed:
                 with trio.fail_after(WRITE_SECONDS):
                     await self._control.send(self._next_message())
             await wake.wait()
 
     def _next_message(self) -> Message:
+        if self._is_asked:
+            self._is_asked = False
+            self._beats += 1
+            return Heartbeat(self._beats)
         if self._replies:
             return self._replies.popleft()
         proxy = self._changed.pop(next(iter(self._changed)))
@@ -294,7 +302,10 @@ class Session:
         """Heartbeats; two missed ones and the client is gone."""
         seconds = self._config.limits.heartbeat_seconds
         while True:
-            await trio.sleep(seconds)
+            due = trio.current_time() + seconds
+            await trio.sleep_until(due)
+            if trio.current_time() > due + seconds:  # we were stopped, and what was said meanwhile is still unread
+                self._last_heard = trio.current_time()
             silent = trio.current_time() - self._last_heard
             if silent > 2 * seconds:
                 raise PeerLost(f"client '{self.client}' was silent for {silent:.0f} s")
@@ -303,16 +314,12 @@ class Session:
 
     async def answers(self) -> bool:
         """Whether the client gives a sign of life within a second (asked when another process wants its place)."""
-        heard = self._last_heard
-        self._beats += 1
-        try:
-            self._reply(Heartbeat(self._beats))
-        except PeerLost:
-            return False
+        self._is_asked = True
+        self._nudge()
         with trio.move_on_after(ANSWER_SECONDS):
-            while self._last_heard <= heard and not self.ended.is_set():
-                await self._heard.wait()
-        return self._last_heard > heard
+            await self._heard.wait()
+            return True
+        return False
 
     # Seeing
 
