@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from contextlib import suppress
+from typing import Protocol
 
 import trio
 
@@ -14,6 +15,7 @@ from tunnel.errors import PeerLost
 BACKLOG = 4096  # the kernel cuts it to somaxconn; a burst of visitors waits there, not in our memory
 DEAD_PEER_MS = 30_000  # TCP_USER_TIMEOUT: unacknowledged this long, the connection ends (design §5)
 UNSENT_BYTES = 256 * 1024  # one batch
+INHERITED = sys.platform == "linux"  # accepted sockets have the listener's options: two system calls less for each
 _NODELAY_OPTION = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -65,6 +67,35 @@ def tunnel_options(sock: socket.socket) -> None:
         if hasattr(socket, name):  # not every platform has all four
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+LINGER_RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger {on, 0 s}: close() sends RST
+LINGER_CLEAN = bytes(8)
+
+
+class Resettable(Protocol):
+    def setsockopt(self, level: int, option: int, value: bytes, /) -> None: ...
+    def close(self) -> None: ...
+
+
+def expect_reset(sock: Resettable, expected: bool = True) -> None:
+    """Whether closing `sock`, by us or by the kernel after a `kill -9`, resets it (else: a clean end)."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET if expected else LINGER_CLEAN)
+    except OSError:
+        pass  # already disconnected
+
+
+def reset(sock: Resettable) -> None:
+    """Close `sock` so that its peer sees a reset, never a clean end."""
+    expect_reset(sock)
+    sock.close()
+
+
+def visitor_options(sock: socket.socket) -> None:
+    """For a visitor's socket, or the listener it comes from where accepted sockets inherit them (`INHERITED`)."""
+    no_delay(sock)
+    expect_reset(sock)
 
 
 def channel_options(sock: socket.socket) -> None:

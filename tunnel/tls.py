@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import trio
 from attrs import frozen
 
 from tunnel.certificates import pin_text, spki_pin
 from tunnel.errors import Refused
+from tunnel.sockets import reset
 
 RECEIVE_BYTES = 64 * 1024  # one system call feeds the BIO; BIOs never shrink, so not more
 
@@ -296,28 +296,3 @@ class TlsStream(trio.abc.Stream):
                 continue
             except OSError as exc:
                 raise trio.BrokenResourceError(str(exc)) from exc
-
-
-LINGER_RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger {on, 0 s}: close() sends RST
-
-
-class Resettable(Protocol):
-    def setsockopt(self, level: int, option: int, value: bytes, /) -> None: ...
-    def close(self) -> None: ...
-
-
-LINGER_CLEAN = bytes(8)
-
-
-def expect_reset(sock: Resettable, expected: bool = True) -> None:
-    """Whether closing `sock`, by us or by the kernel after a `kill -9`, resets it (else: a clean end)."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET if expected else LINGER_CLEAN)
-    except OSError:
-        pass  # already disconnected
-
-
-def reset(sock: Resettable) -> None:
-    """Close `sock` so that its peer sees a reset, never a clean end."""
-    expect_reset(sock)
-    sock.close()

@@ -10,7 +10,7 @@ from tunnel.config import Limits
 from tunnel.frames import DATA, FIN, FIRST_WINDOW, FRAME, MOVE, OPEN, OPEN_PAYLOAD, WS_ROOM, put_message_head
 from tunnel.relay import Engine
 from tunnel.relay.poller import ERROR, HANGUP, READ
-from tunnel.tls import reset
+from tunnel.sockets import reset
 
 pytestmark = pytest.mark.parametrize("poller", POLLERS)
 

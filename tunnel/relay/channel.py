@@ -26,8 +26,8 @@ from tunnel.frames import (
 )  # fmt: skip
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
 from tunnel.relay.stream import Stream
-from tunnel.sockets import channel_options
-from tunnel.tls import Detached, read_into, reset
+from tunnel.sockets import channel_options, reset
+from tunnel.tls import Detached, read_into
 
 if TYPE_CHECKING:
     from tunnel.relay.session import RelaySession
@@ -349,11 +349,15 @@ class Channel:
                 end = begin + size
                 stream.credit -= size
                 stream.bytes_read += size
-                if size == want or stream.ending:
+                if size == want:
                     stream.queued = True
                     if stream.bytes_read > BULK_BYTES and not stream.has_moved and self.session.move(stream):
                         continue
                     bulk.append(stream)
+                elif stream.ending:  # its FIN stands next: told in this very batch, it saves a turn on both sides
+                    stream.queued = True
+                    queue.appendleft(stream)
+                    count += 1
             else:
                 _pack_head(batch, end, FIN, stream.sid)
                 end = begin

@@ -97,6 +97,7 @@ class Engine:
         self._left: set[int] = set()  # numbers unregistered since the last poll, whose events may still be in hand
         self._arrived: dict[int, Member] = {}  # and who got such a number since: not to be told of those events
         self._poller: Poller = (poller or available()[0])()
+        self.tells_errors = self._poller.tells_errors
         self._linger = linger
         self._waker, wakee = socket.socketpair()
         self._waker.setblocking(False)

@@ -27,6 +27,8 @@ class Entry(Protocol):
 class Poller(Protocol):
     """Registered once for both directions; an event is told once, until the socket was exhausted (an edge)."""
 
+    tells_errors: bool  # an ERROR bit comes with a failed connect; elsewhere SO_ERROR has to be asked
+
     def register(self, fd: int, entry: Entry) -> None: ...
     def register_level(self, fd: int, entry: Entry) -> None:
         """For listeners: told again as long as it is readable."""
@@ -42,6 +44,8 @@ class Poller(Protocol):
 
 
 class EpollPoller:
+    tells_errors = True
+
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._fd = self._epoll.fileno()
@@ -68,6 +72,8 @@ class EpollPoller:
 if sys.platform == "darwin":
 
     class KqueuePoller:
+        tells_errors = False
+
         def __init__(self) -> None:
             self._kqueue = select.kqueue()
 
@@ -111,6 +117,8 @@ class TrioPoller:
     There are no edges here: each wait asks every entry what it wants, so nothing spins on a stream without credit. One
     that waits for nothing is looked at now and then, for a reset would be told only to who reads or writes.
     """
+
+    tells_errors = False
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}

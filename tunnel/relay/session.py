@@ -14,8 +14,8 @@ from tunnel.errors import RemoteProtocolError
 from tunnel.frames import FIRST_WINDOW, MOVE, RST, Abort
 from tunnel.relay.channel import Channel
 from tunnel.relay.stream import Strays, Stream, Tally
-from tunnel.sockets import no_delay
-from tunnel.tls import Detached, reset
+from tunnel.sockets import INHERITED, reset, visitor_options
+from tunnel.tls import Detached
 
 if TYPE_CHECKING:
     from tunnel.relay.engine import Engine, Member
@@ -59,7 +59,7 @@ class RelaySession:
         self._next_sid = 1
         self._waiting: dict[Stream, tuple[int, int]] = {}  # visitors for whom there is no channel yet
         self._on_lost: dict[Channel, Callable[[str], None]] = {}
-        self._emptied = trio.Event()
+        self._emptied: trio.Event | None = None  # while somebody waits for it
 
     def __enter__(self) -> "RelaySession":
         self.engine.sessions.add(self)
@@ -242,17 +242,18 @@ class RelaySession:
     async def wait_empty(self) -> None:
         """Until no stream is left."""
         while self.streams:
-            if self._emptied.is_set():
+            if self._emptied is None or self._emptied.is_set():
                 self._emptied = trio.Event()
             await self._emptied.wait()
 
     def forget(self, stream: Stream) -> None:
         del self.streams[stream.sid]
-        if not self.streams:
+        if self._emptied is not None and not self.streams:
             self._emptied.set()
-        self._waiting.pop(stream, None)
         engine = self.engine
-        engine.waits.discard(stream)
+        if stream.channel is None:
+            self._waiting.pop(stream, None)
+            engine.waits.discard(stream)
         if stream.connecting:
             engine.dials.discard(stream)
         if stream.silent_at >= 0:
@@ -298,6 +299,7 @@ class Listener:
         self.index, self.version = index, version  # follow the client's proxy set
         self.max_visitors: int | None = None
         self.on_closed: Callable[[], object] = lambda: None
+        visitor_options(sock)
         self._sock = sock
         self._fd = sock.fileno()
         self._tally = tally
@@ -333,7 +335,8 @@ class Listener:
     def _welcome(self, sock: socket.socket) -> None:
         try:
             sock.setblocking(False)
-            no_delay(sock)
+            if not INHERITED:
+                visitor_options(sock)
             self.session.accept(sock, self.index, self.version, self._tally)
         except Exception:
             reset(sock)

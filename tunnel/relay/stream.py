@@ -10,7 +10,7 @@ from attrs import Factory, define
 from tunnel.errors import RemoteProtocolError
 from tunnel.frames import CREDIT, FIRST_WINDOW, RST, Abort, grown_window
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
-from tunnel.tls import expect_reset, reset
+from tunnel.sockets import expect_reset, reset
 
 if TYPE_CHECKING:
     from tunnel.relay.channel import Channel
@@ -166,9 +166,11 @@ class Stream:
     # Local side: attaching and events
 
     def attach(self, sock: "LocalSocket", entry: "Member | None" = None) -> None:
-        """Take a connected socket (or one that is connecting) and begin; `entry` stands in for it at the poller."""
+        """Take a connected socket (or one that is connecting) and begin; `entry` stands in for it at the poller.
+
+        The socket expects a reset until it has ended cleanly: killed, this process must not look like a clean end.
+        """
         self.sock = sock
-        expect_reset(sock)  # until it has ended cleanly: killed, this process must not look like a clean end
         self.send, self.recv_into = sock.send, sock.recv_into
         fd = sock.fileno()
         self.session.engine.register(fd, entry or self)
@@ -182,6 +184,7 @@ class Stream:
             sock.close()
             return
         try:
+            expect_reset(sock)
             self.attach(sock, entry)
             self.ready()
         except Exception as exc:
@@ -245,13 +248,15 @@ class Stream:
         if code:
             self.connecting = True
             engine.dials.add(self, engine.now())
+        expect_reset(sock)
         self.attach(sock)
         if not code:
             self.ready()
 
     def _dialled(self, event: int) -> None:
         assert self.sock is not None
-        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        failed = event & ERROR or not self.session.engine.tells_errors
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if failed else 0
         if code or event & ERROR:
             self.dial_failed(code or errno.ECONNREFUSED)
             return
