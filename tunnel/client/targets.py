@@ -1,5 +1,6 @@
 """Where streams go on the client's side. Only this config names a target; the server names a proxy by index."""
 
+import logging
 import socket
 from collections import OrderedDict
 
@@ -15,6 +16,8 @@ from tunnel.relay.tls_leg import TlsLeg
 from tunnel.sockets import dial_tcp, family_of, no_delay
 from tunnel.tls import TlsStream, target_context
 
+log = logging.getLogger(__name__)
+
 SETS_KEPT = 16  # versions of the proxy set an OPEN may still name: it can cross a change, hardly sixteen
 
 
@@ -26,6 +29,7 @@ class ProxyRoute:
         self.tally = Tally()
         self.dials: trio.Nursery | None = None
         self._dial_seconds = dial_seconds
+        self._said = ""  # why the last dial failed, as it was logged
         target = config.targets[0]
         self._literal: tuple[int, tuple[str, int] | str] | None = None
         if len(config.targets) == 1 and target.is_literal:
@@ -43,17 +47,21 @@ class ProxyRoute:
             stream.refuse(Abort.SESSION_ENDED)
 
     async def _dial_slowly(self, stream: Stream) -> None:
-        reason = Abort.DIAL_TIMEOUT
+        reason, problem = Abort.DIAL_TIMEOUT, f"no answer in {self._dial_seconds:g} s"
         with trio.move_on_after(self._dial_seconds):
             for target in self.config.targets:
                 try:
                     await connect_target(target, stream)
+                    self._said = ""
                     return
-                except ConnectionRefusedError:
-                    reason = Abort.DIAL_REFUSED
+                except ConnectionRefusedError as exc:
+                    reason, problem = Abort.DIAL_REFUSED, f"{target}: {exc.strerror}"
                 except (PeerLost, OSError, trio.BrokenResourceError) as exc:
                     refused = isinstance(exc.__cause__, OSError) and "refused" in str(exc)
-                    reason = Abort.DIAL_REFUSED if refused else Abort.DIAL_FAILED
+                    reason, problem = Abort.DIAL_REFUSED if refused else Abort.DIAL_FAILED, f"{target}: {exc}"
+        if problem != self._said:  # not once for each visitor
+            self._said = problem
+            log.warning("a visitor of proxy '%s' was refused: %s", self.config.name, problem)
         stream.refuse(reason)
         stream.session.engine.wake()
 

@@ -203,20 +203,25 @@ class JsonView:
 
 
 class PlainView:
-    """A line for each status, and for each session won or lost."""
+    """A line for each status that says something new, and for each session won or lost."""
 
     def __init__(self, output: Output, *, server: str) -> None:
         self._lines = _Lines(output)
         self._server = clean(server)
         self._targets: dict[str, str] = {}
+        self._told: dict[str, str] = {}
         self._said: tuple[SessionState, str] | None = None
 
     def proxies(self, targets: Mapping[str, str]) -> None:
         self._targets = dict(targets)
+        self._told = {name: line for name, line in self._told.items() if name in targets}
 
     def status(self, update: ProxyStatusUpdate) -> None:
         target = self._targets.get(update.proxy_name, "")
-        self._lines.put(update.proxy_name, plain_line(update.proxy_name, update, target))
+        line = plain_line(update.proxy_name, update, target)
+        if self._told.get(update.proxy_name) != line:  # a target that is down is told again after each check
+            self._told[update.proxy_name] = line
+            self._lines.put(update.proxy_name, line)
 
     def session(self, state: SessionState, detail: str = "", *, retry_in: float | None = None) -> None:
         is_next_try = state is SessionState.CONNECTING and self._said is not None
