@@ -57,7 +57,8 @@ def no_delay(sock: socket.socket) -> None:
 def tunnel_options(sock: socket.socket) -> None:
     """For control and data channels only: their readers never stop, so silence means death. A visitor may stop."""
     no_delay(sock)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    with suppress(OSError):  # macOS: a peer already gone, which shows at the next read
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", 10),
         ("TCP_KEEPINTVL", 5),
@@ -118,6 +119,8 @@ async def dial_tcp(where: HostPort) -> socket.socket:
         stream = await trio.open_tcp_stream(where.host, where.port)
     except OSError as exc:
         raise PeerLost(f"cannot reach {where}: {_plain(exc)}") from exc
+    except UnicodeError as exc:  # an empty or an endless label
+        raise PeerLost(f"cannot reach {where}: no name can be spelled like that") from exc
     raw = stream.socket
     trio.lowlevel.notify_closing(raw)
     sock = socket.socket(fileno=raw.detach())

@@ -109,7 +109,11 @@ class TlsStream(trio.abc.Stream):
     ) -> None:
         self._sock = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
+        try:
+            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
+        except BaseException:
+            sock.close()
+            raise
         self._unsent = b""
         self._replay = b""
         self._send_lock = trio.Lock()

@@ -13,11 +13,12 @@ from trio.testing import MockClock
 from tunnel.addresses import HostPort, Target, parse_target
 from tunnel.backoff import RetryPolicy
 from tunnel.client import targets as targets_module
+from tunnel.client.channels import Tickets
 from tunnel.client.targets import SETS_KEPT, ProxyRoute, RouteTable
 from tunnel.config import HealthCheck, ProxyConfig
 from tunnel.errors import PeerLost
 from tunnel.frames import Abort
-from tunnel.messages import ProxySpec, Retry
+from tunnel.messages import ProxySpec, Retry, decode, encode
 
 
 def proxy(name: str, *targets: str, **changes: Any) -> ProxyConfig:
@@ -123,6 +124,9 @@ class Engine:
     def wake(self) -> None:
         self.woken += 1
 
+    def wall(self, stream: "Stream", exc: Exception) -> None:
+        stream.asked.append(("wall", exc))
+
 
 class Stream:
     """What a route asks of a stream."""
@@ -131,6 +135,7 @@ class Stream:
         self.asked: list[tuple[Any, ...]] = []
         self.session = self
         self.engine = Engine()
+        self.dialling: trio.CancelScope | None = None
 
     def dial(self, family: int, address: object) -> None:
         self.asked.append(("dial", family, address))
@@ -178,6 +183,8 @@ DIALS: dict[str, tuple[list[float | Exception], tuple[Any, ...]]] = {
     "tls breaks": ([trio.BrokenResourceError()], ("refuse", Abort.DIAL_FAILED, 0.0)),
     "hangs": ([20.0], ("refuse", Abort.DIAL_TIMEOUT, 10.0)),
     "the first that answers": ([lost(errno.ECONNREFUSED), 2.0], ("connected", 2.0)),
+    "the first hangs": ([20.0, 2.0], ("connected", 7.0)),
+    "both hang": ([20.0, 20.0], ("refuse", Abort.DIAL_TIMEOUT, 10.0)),
     "none of two": ([lost(errno.EHOSTUNREACH), lost(errno.ECONNREFUSED)], ("refuse", Abort.DIAL_REFUSED, 0.0)),
 }
 
@@ -206,6 +213,56 @@ async def test_a_dial_that_waits_ends_in_a_connection_or_a_reason(
         routes.use(nursery)
         routes.routes["web"].dial(stream)  # type: ignore[arg-type]
     assert stream.asked == [end]
+
+
+def test_a_set_with_many_targets_is_no_longer_than_a_message_may_be() -> None:
+    many = table("web").routes["web"].config.targets * 100
+    routes = RouteTable((ProxyConfig("web", HostPort("0.0.0.0", 8001), many),), dial_seconds=10.0)
+    decode(encode(routes.next_set()))
+
+
+@pytest.mark.parametrize("name", ["a..b:80", "tls://.example:443", "tls://" + "a" * 64 + ":443"])
+async def test_a_name_that_cannot_be_is_told_like_one_that_is_not_there(name: str) -> None:
+    with pytest.raises(PeerLost, match="no name can be spelled like that"):
+        await targets_module.connect_target(parse_target(name), Stream())  # type: ignore[arg-type]
+
+
+async def test_a_flood_of_tickets_is_not_kept() -> None:
+    tickets = Tickets((), lambda count: None)
+    for number in range(1000):
+        tickets.add((str(number),))
+    assert [await tickets.take() for _ in range(2)] == ["936", "937"]
+
+
+async def test_a_dial_ends_with_its_visitor(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else visitors that come and go leave more dials behind than there may be streams."""
+
+    async def connect_target(target: Target, stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(targets_module, "connect_target", connect_target)
+    routes = RouteTable((proxy("web", "nas:80"),), dial_seconds=10.0)
+    stream = Stream()
+    async with trio.open_nursery() as nursery:
+        routes.use(nursery)
+        routes.routes["web"].dial(stream)  # type: ignore[arg-type]
+        await trio.sleep(1)
+        assert stream.dialling is not None
+        stream.dialling.cancel()
+    assert (stream.asked, trio.current_time()) == ([], 1)
+
+
+async def test_a_bug_in_a_dial_ends_its_stream_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def connect_target(target: Target, stream: Stream) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(targets_module, "connect_target", connect_target)
+    routes = RouteTable((proxy("web", "nas:80"),), dial_seconds=10.0)
+    stream = Stream()
+    async with trio.open_nursery() as nursery:
+        routes.use(nursery)
+        routes.routes["web"].dial(stream)  # type: ignore[arg-type]
+    assert stream.asked[0][0] == "wall"
 
 
 async def test_a_dial_of_a_session_that_ends_is_over(

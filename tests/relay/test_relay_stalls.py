@@ -114,6 +114,16 @@ async def test_a_client_that_takes_no_opens_loses_the_channel_before_they_cost_m
         peer.abort()
 
 
+async def test_the_task_that_dials_ends_with_the_visitor(poller):
+    route = SilentRoute()
+    async with open_rig(poller, route) as rig:
+        visitor = await rig.visit()
+        await until(lambda: len(route.streams) == 1)
+        scope = route.streams[0].dialling = trio.CancelScope()
+        reset_now(visitor)
+        await until(lambda: scope.cancel_called)
+
+
 async def test_a_bug_in_ending_one_member_does_not_spare_the_others(poller):
     async with open_rig(poller, echo) as rig, await rig.visit() as first, await rig.visit() as second:
         for visitor in (first, second):

@@ -16,6 +16,7 @@ from tunnel.upgrade import request_upgrade
 log = logging.getLogger(__name__)
 
 TICKET_SECONDS = 6.0  # a ticket is good for 10 s at the server; the rest is for the way there
+MAX_TICKETS = 64  # kept, the newest: one for each channel there can be
 RETRY = RetryPolicy(initial_delay=0.5, factor=2.0, max_delay=5.0, max_retries=None, jitter=0.5)
 STEADY_SECONDS = 30.0  # a channel that lasted so long was no failure
 
@@ -24,7 +25,7 @@ class Tickets:
     """Tickets at hand, and who waits for one. `ask` sends a request for so many over the control channel."""
 
     def __init__(self, first: tuple[str, ...], ask: Callable[[int], None]) -> None:
-        self._tickets: deque[tuple[str, float]] = deque()
+        self._tickets: deque[tuple[str, float]] = deque(maxlen=MAX_TICKETS)  # a server may send as many as it likes
         self._ask = ask
         self._arrived = trio.Event()
         self.add(first)

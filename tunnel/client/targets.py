@@ -10,7 +10,7 @@ from tunnel.addresses import HostPort, Target
 from tunnel.config import ProxyConfig
 from tunnel.errors import PeerLost
 from tunnel.frames import Abort
-from tunnel.messages import ProxySet, ProxySpec, Retry
+from tunnel.messages import MAX_TEXT, ProxySet, ProxySpec, Retry
 from tunnel.relay import Stream, Tally
 from tunnel.relay.tls_leg import TlsLeg
 from tunnel.sockets import dial_tcp, family_of, no_delay
@@ -42,28 +42,44 @@ class ProxyRoute:
         if self._literal is not None:
             stream.dial(*self._literal)
         elif self.dials is not None:
-            self.dials.start_soon(self._dial_slowly, stream, name=f"dial for {self.config.name}")
+            stream.dialling = trio.CancelScope()  # before the task begins: its stream may be over by then
+            self.dials.start_soon(self._dial_slowly, stream, stream.dialling, name=f"dial for {self.config.name}")
         else:
             stream.refuse(Abort.SESSION_ENDED)
 
-    async def _dial_slowly(self, stream: Stream) -> None:
-        reason, problem = Abort.DIAL_TIMEOUT, f"no answer in {self._dial_seconds:g} s"
-        with trio.move_on_after(self._dial_seconds):
-            for target in self.config.targets:
-                try:
+    async def _dial_slowly(self, stream: Stream, scope: trio.CancelScope) -> None:
+        with scope:
+            try:
+                await self._first_that_answers(stream)
+            except Exception as exc:
+                stream.session.engine.wall(stream, exc)
+            stream.session.engine.wake()
+        stream.dialling = None
+
+    async def _first_that_answers(self, stream: Stream) -> None:
+        reason, problem = Abort.DIAL_FAILED, ""
+        targets = self.config.targets
+        deadline = trio.current_time() + self._dial_seconds
+        for left, target in zip(range(len(targets), 0, -1), targets, strict=True):
+            seconds = (
+                max(deadline - trio.current_time(), 0.0) / left
+            )  # one that is silent leaves the others their share
+            try:
+                with trio.fail_after(seconds):
                     await connect_target(target, stream)
-                    self._said = ""
-                    return
-                except ConnectionRefusedError as exc:
-                    reason, problem = Abort.DIAL_REFUSED, f"{target}: {exc.strerror}"
-                except (PeerLost, OSError, trio.BrokenResourceError) as exc:
-                    refused = isinstance(exc.__cause__, OSError) and "refused" in str(exc)
-                    reason, problem = Abort.DIAL_REFUSED if refused else Abort.DIAL_FAILED, f"{target}: {exc}"
+                self._said = ""
+                return
+            except trio.TooSlowError:
+                reason, problem = Abort.DIAL_TIMEOUT, f"{target}: no answer in {seconds:.3g} s"
+            except ConnectionRefusedError as exc:
+                reason, problem = Abort.DIAL_REFUSED, f"{target}: {exc.strerror}"
+            except (PeerLost, OSError, trio.BrokenResourceError) as exc:
+                refused = isinstance(exc.__cause__, OSError) and "refused" in str(exc)
+                reason, problem = Abort.DIAL_REFUSED if refused else Abort.DIAL_FAILED, f"{target}: {exc}"
         if problem != self._said:  # not once for each visitor
             self._said = problem
             log.warning("a visitor of proxy '%s' was refused: %s", self.config.name, problem)
         stream.refuse(reason)
-        stream.session.engine.wake()
 
 
 async def connect_target(target: Target, stream: Stream) -> None:
@@ -152,5 +168,5 @@ def _spec(proxy: ProxyConfig) -> ProxySpec:
         publish_port=proxy.publish.port,
         bind_retry=retry,
         checked=proxy.health_check is not None,
-        target=", ".join(map(str, proxy.targets)),
+        target=", ".join(map(str, proxy.targets))[:MAX_TEXT],
     )

@@ -13,6 +13,8 @@ from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
 from tunnel.sockets import expect_reset, reset
 
 if TYPE_CHECKING:
+    from trio import CancelScope
+
     from tunnel.relay.channel import Channel
     from tunnel.relay.engine import Member
     from tunnel.relay.session import RelaySession
@@ -108,6 +110,7 @@ class Stream:
         "channel",
         "connecting",
         "credit",
+        "dialling",
         "ended",
         "ending",
         "fd",
@@ -143,6 +146,7 @@ class Stream:
         self.fd = -1
         self.alive = True
         self.connecting = False
+        self.dialling: CancelScope | None = None  # the task that dials, where one is needed; ends with the stream
         self.credit = FIRST_WINDOW  # what we may send
         self.window = self.allowance = FIRST_WINDOW  # what we granted, and what is left of it
         self.grant_at = FIRST_WINDOW >> 1  # grant again when the allowance has come down to this
@@ -425,6 +429,8 @@ class Stream:
         if not self.alive:
             return False
         self.alive = False
+        if self.dialling is not None:
+            self.dialling.cancel(reason="the visitor has gone")
         if self.source is not None:
             self.source.inbound.pop(self.sid, None)
         self.strays = None
