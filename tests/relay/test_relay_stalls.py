@@ -6,7 +6,19 @@ import time
 
 import pytest
 import trio
-from relay_rig import POLLERS, LiteralRoute, Lost, echo, open_rig, read_exactly, read_to_end, tls_pair, until
+from relay_rig import (
+    POLLERS,
+    LiteralRoute,
+    Lost,
+    SilentRoute,
+    echo,
+    open_rig,
+    read_exactly,
+    read_to_end,
+    reset_now,
+    tls_pair,
+    until,
+)
 from test_relay_law import frame, message
 
 from tunnel.config import Limits
