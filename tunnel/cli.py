@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 usage or config, 3 refused, 130 second signal.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tunnel.errors import ConfigError, Refused, TunnelError
 from tunnel.version import __version__
 
 FAILED, USAGE, REFUSED = 1, 2, 3
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  a name, no secret
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -42,8 +44,13 @@ def main() -> NoReturn:
     except TunnelError as exc:
         click.echo(f"trio-tunnel: {exc}", err=True)
         code = REFUSED if isinstance(exc, Refused) and exc.trust else FAILED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
+    except OSError as exc:
+        if exc.errno not in UNWRITABLE:
+            raise
+        if exc.errno != errno.EPIPE:  # else whoever read our output has gone, and needs no message
+            message = f"cannot write to standard output ({exc.strerror}); give it somewhere to go"
+            click.echo(f"trio-tunnel: {message}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it is tried once more at exit
         code = FAILED
     sys.exit(code)
 
@@ -159,7 +166,9 @@ def status(as_json: bool, watching: bool, admin: str) -> None:
     from tunnel.status import fetch_stats, print_status, watch
 
     where = _admin_address(admin)
-    if watching and not as_json:
+    if watching and as_json:
+        raise click.UsageError("--watch is for people; programs ask again with --json, or read `connect --json`")
+    if watching:
         watch(partial(fetch_stats, where), sys.stdout)
     elif as_json:
         click.echo(json.dumps(fetch_stats(where), indent=2))
@@ -246,7 +255,11 @@ def token_new(name: str, state_dir: Path | None) -> None:
     from tunnel.state import hash_token
 
     secret, path = _with_state(state_dir, lambda state: (state.new_token(name), state.path))
-    click.echo(secret)
+    try:
+        click.echo(secret)
+    except OSError:  # nobody has seen it
+        _with_state(state_dir, lambda state: state.revoke_token(name))
+        raise
     click.echo(
         f"the token of client '{name}', shown this once; a server with state directory {path} knows it already, and "
         f"allows it any port. To allow less, write in server.toml:\n"

@@ -374,3 +374,29 @@ def test_logs_in_json_are_json_and_hold_no_secret(stage: Stage, echo_port: int) 
             assert isinstance(json.loads(line), dict)
         assert server.token not in process.stderr
         assert (Path(server.state) / "admin.token").read_text().strip() not in process.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("argv", [("init", "server"), ("token", "list"), ("--version",)])
+def test_a_full_disk_behind_standard_output_is_told_in_a_line(tmp_path, argv):
+    state = ["--state-dir", str(tmp_path)] if argv[0] == "token" else []
+    command = [sys.executable, "-m", "tunnel"]
+    if state:
+        subprocess.run([*command, "token", "new", "home", *state], check=True, capture_output=True)
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([*command, *argv, *state], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("trio-tunnel: cannot write to standard output")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_token_that_nobody_could_see_is_not_kept(tmp_path):
+    command = [sys.executable, "-m", "tunnel", "token", "new", "home", "--state-dir", str(tmp_path)]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stdout=full, stderr=subprocess.PIPE).returncode == 1
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_watch_and_json_together_are_a_usage_error(stage):
+    assert "--watch is for people" in stage.run("status", "--watch", "--json", code=2).stderr
