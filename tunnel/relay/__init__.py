@@ -20,7 +20,8 @@ and each channel is handled behind its own wall, so that what one of them does e
 
 from tunnel.relay.channel import Channel
 from tunnel.relay.engine import Engine
-from tunnel.relay.session import Listener, RelaySession
+from tunnel.relay.listener import Listener
+from tunnel.relay.session import RelaySession
 from tunnel.relay.stream import Stream, Tally
 
 __all__ = ["Channel", "Engine", "Listener", "RelaySession", "Stream", "Tally"]

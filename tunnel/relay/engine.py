@@ -16,8 +16,9 @@ from tunnel.config import Limits
 from tunnel.frames import FIRST_WINDOW, Abort
 from tunnel.relay.channel import CAPACITY, INBOUND_BYTES, STEP_BYTES, Channel
 from tunnel.relay.deadlines import DeadlineQueue
+from tunnel.relay.listener import Listener
 from tunnel.relay.poller import Entry, Poller, available
-from tunnel.relay.session import Listener, RelaySession, Route
+from tunnel.relay.session import RelaySession, Route
 from tunnel.relay.stream import Stream
 
 log = logging.getLogger(__name__)
