@@ -125,8 +125,8 @@ class Client:
         session = self._session
         if session is None or self.connection.state != "connected":
             return
-        session.withdraw()
         with trio.move_on_after(grace_seconds):
+            await session.withdraw()
             await session.relay.wait_empty()
         await session.say_goodbye()
 

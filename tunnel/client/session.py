@@ -87,7 +87,8 @@ class ClientSession:
         self._outbox: deque[Message] = deque()
         self._wake = trio.Event()
         self._last_heard = 0.0
-        self._beats = 0
+        self._beats = self._answered = 0
+        self._was_answered = trio.Event()
         self._tickets: Tickets | None = None
         self._nursery: trio.Nursery | None = None  # while in session
         self._checks: dict[str, tuple[ProxyConfig, trio.CancelScope]] = {}
@@ -131,6 +132,7 @@ class ClientSession:
                 nursery.cancel_scope.cancel(reason="the server said goodbye")
             finally:
                 self._nursery = None
+                self._was_answered.set()
                 self._routes.use(None)
         return goodbye
 
@@ -147,36 +149,32 @@ class ClientSession:
             match await self._receive():
                 case Heartbeat(seq):
                     self.say(HeartbeatReply(seq))
-                case HeartbeatReply():
-                    pass  # having been heard is what counts
+                case HeartbeatReply(seq):
+                    self._answered = seq
+                    self._was_answered.set()
+                    self._was_answered = trio.Event()
                 case ProxyStatusUpdate() as update:
                     self._heard(update)
                 case TicketsMessage(tickets):
                     if self._tickets is not None:
                         self._tickets.add(tickets)
-                case Goodbye(Farewell.DRAINING) if self.relay.streams:
+                case Goodbye(Farewell.DRAINING) as goodbye:
                     log.info("the server is stopping; visitors inside may finish")
-                    await self._outlast_streams()
-                    return Goodbye(Farewell.DRAINING)
+                    await self._watch_end()
+                    return goodbye
                 case Goodbye() as goodbye:
                     return goodbye
                 case other:
                     raise RemoteProtocolError(f"{type(other).__name__} is the client's word")
 
-    async def _outlast_streams(self) -> None:
-        """The server drains: stay for the visitors inside, until they are done or the server ends it."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_end, nursery.cancel_scope)
-            await self.relay.wait_empty()
-            nursery.cancel_scope.cancel()
-
-    async def _watch_end(self, scope: trio.CancelScope) -> None:
+    async def _watch_end(self) -> None:
+        """The server drains: stay until it ends the session. It alone knows of visitors that are on their way here."""
         try:
             while True:
                 await self._control.receive()
                 self._last_heard = trio.current_time()
         except (PeerLost, RemoteProtocolError):
-            scope.cancel()
+            return
 
     # Saying
 
@@ -217,9 +215,20 @@ class ClientSession:
         with scope:
             await watch_target(proxy, self.say)
 
-    def withdraw(self) -> None:
-        """Publish nothing any more: the listeners close, visitors inside go on."""
+    async def withdraw(self) -> None:
+        """Publish nothing any more: the listeners close, visitors inside go on. Returns once all inside are known here.
+
+        The caller holds the deadline.
+        """
         self.say(self._routes.empty_set())
+        self._beats += 1
+        mine = self._beats
+        self.say(Heartbeat(mine))  # its answer: the listeners are closed
+        while self._answered < mine and self._nursery is not None:
+            await self._was_answered.wait()
+        await trio.sleep(
+            max((channel.round_trip for channel in self.relay.channels), default=0.0)
+        )  # for the last OPENs
 
     async def say_goodbye(self) -> None:
         """The last word of a client that stops."""

@@ -69,15 +69,18 @@ class Server:
         """Stop gracefully: tell the clients, take no new visitor, let those inside finish, at most so long."""
         self._gate.is_draining = True
         self._accepting.cancel(reason="draining")
-        for session in self._gate.sessions:
+        sessions = self._gate.sessions
+        for session in sessions:
             session.drain()
+        async with trio.open_nursery() as waits:
+            for session in sessions:
+                waits.start_soon(self._end_when_empty, session, grace_seconds)
+
+    async def _end_when_empty(self, session: Session, grace_seconds: float) -> None:
         with trio.move_on_after(grace_seconds):
-            for session in self._gate.sessions:
-                await session.relay.wait_empty()
-        for session in self._gate.sessions:
-            session.close(Farewell.DRAINING, "the server is stopping; come back when it listens again")
-        for session in self._gate.sessions:
-            await session.ended.wait()
+            await session.relay.wait_empty()
+        session.close(Farewell.DRAINING, "the server is stopping; come back when it listens again")
+        await session.ended.wait()
 
 
 @asynccontextmanager
