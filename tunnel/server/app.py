@@ -92,7 +92,9 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
     """
     state = StateDir.open(config.state_dir) if config.state_dir is not None else None
     context, cert_file = await trio.to_thread.run_sync(_tls, config, state)  # may make a key first
-    listener = _listen(config.bind)
+    if state is not None:
+        state.port_for("", "")  # a damaged file shows now, not at the first proxy that needs it
+    listener = _listen(config.bind)  # from here to the nursery nothing may fail: it would stay bound
     where = HostPort(config.bind.host, listener.getsockname()[1])
     registry: Registry[Session] = Registry()
     registry.publish(Address(where.host, where.port, "", "its own port for clients"))
@@ -111,7 +113,6 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
         remember_port=lambda client, proxy, port: root.start_soon(_remember_port, state, client, proxy, port),
     )
     if state is not None:
-        state.port_for("", "")  # a damaged file shows now, not at the first proxy that needs it
         registry.recall = lambda client, proxy: state.port_for(client, proxy) or 0
     server = Server(gate, engine, events, where, cert_file)
     async with trio.open_nursery() as root:
