@@ -60,6 +60,7 @@ class Reason(StrEnum):
     LISTENER_LOST = "listener_lost"
     TARGET_DOWN = "target_down"
     INTERNAL_ERROR = "internal_error"
+    DRAINING = "draining"  # stopping: no new visitors, those inside finish
     CONNECTING = "connecting"  # client's own word: no session yet
     SESSION_LOST = "session_lost"  # client's own word: the session ended, reconnecting
 

@@ -138,6 +138,9 @@ def test_sigterm_lets_those_inside_finish_and_refuses_new_ones(stage: Stage, ech
         assert read_exactly(visitor, 1) == b"x"
         stopped.terminate()
         stage.until(lambda: refuses(public), "new visitors are refused", seconds=1)
+        client.wait_status("web", status="unhealthy", reason="draining", seconds=1)
+        if side == "server":
+            assert server.proxies()["web"]["reason"] == "draining"
         time.sleep(0.3)  # a visitor who takes his time
         assert stopped.popen.poll() is None
         visitor.sendall(b"word" * 50_000)

@@ -98,7 +98,7 @@ class Client:
         identity = Identity(self.config.token, self._instance, self._epoch)
         self._session = ClientSession(
             self.config, dialer=self._dialer, engine=self.engine, routes=self._routes,
-            connected=self._welcomed, heard=self._post,
+            connected=self._welcomed, heard=self._post, drained=self._drained,
         )  # fmt: skip
         try:
             goodbye = await self._session.run(stream, identity)
@@ -125,6 +125,7 @@ class Client:
         session = self._session
         if session is None or self.connection.state != "connected":
             return
+        self._drained("this client is stopping; visitors inside may finish")
         with trio.move_on_after(grace_seconds):
             await session.withdraw()
             await session.relay.wait_empty()
@@ -149,11 +150,14 @@ class Client:
         self._move("lost", str(why), delay)
         self._explain(why, math.ceil(delay))
 
-    def _explain(self, why: TunnelError, retry_after_seconds: int | None) -> None:
-        """Each proxy's status while there is no session."""
+    def _drained(self, why: str) -> None:
+        self._explain(PeerLost(why), None, Reason.DRAINING)
+
+    def _explain(self, why: TunnelError, retry_after_seconds: int | None, reason: Reason = Reason.SESSION_LOST) -> None:
+        """Each proxy's status while no server can say it."""
         for status in list(self.statuses.values()):
-            reason = Reason.CONNECTING if status.reason is Reason.CONNECTING else Reason.SESSION_LOST
-            lost = _own_status(status.proxy_name, status.publish_addr, status.publish_port, reason, str(why))
+            ours = Reason.CONNECTING if status.reason is Reason.CONNECTING else reason
+            lost = _own_status(status.proxy_name, status.publish_addr, status.publish_port, ours, str(why))
             since = status.since if status.status is Status.UNHEALTHY else lost.since
             self._post(evolve(lost, seq=status.seq, retry_after_seconds=retry_after_seconds, since=since))
 

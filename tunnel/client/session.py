@@ -64,7 +64,8 @@ class Identity:
 
 
 class ClientSession:
-    """`connected` is called with the server's Welcome, `heard` with each status, in order."""
+    """`connected` is called with the server's Welcome, `heard` with each status, in order, `drained` (with why) when
+    the server takes no new visitors any more."""
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class ClientSession:
         routes: RouteTable,
         connected: Callable[[Welcome], None],
         heard: Callable[[ProxyStatusUpdate], None],
+        drained: Callable[[str], None],
     ) -> None:
         self._config = config
         self._dialer = dialer
@@ -82,6 +84,7 @@ class ClientSession:
         self._routes = routes
         self._connected = connected
         self._heard = heard
+        self._drained = drained
         self._control: ControlChannel  # from `run` on
         self._law = Law(HEARD_BY_CLIENT)
         self._outbox: deque[Message] = deque()
@@ -160,6 +163,7 @@ class ClientSession:
                         self._tickets.add(tickets)
                 case Goodbye(Farewell.DRAINING) as goodbye:
                     log.info("the server is stopping; visitors inside may finish")
+                    self._drained("the server is stopping; visitors inside may finish")
                     await self._watch_end()
                     return goodbye
                 case Goodbye() as goodbye:

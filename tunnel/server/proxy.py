@@ -84,6 +84,12 @@ class Proxy:
             self._holding.release()
         self.scope.cancel(reason=reason)
 
+    def drain(self) -> None:
+        """Take no new visitors, for good. The client is not told by a status: it has heard the server's goodbye."""
+        self.stop("draining")
+        self.status, self.reason, self.since = Status.UNHEALTHY, Reason.DRAINING, utc_now()
+        self.error_message, self._retry_at = "the server is stopping; visitors inside may finish", None
+
     def retry(self) -> bool:
         """Start afresh with new counters, unless it is listening; True if it did."""
         if self._holding is not None:

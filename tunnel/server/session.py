@@ -151,7 +151,7 @@ class Session:
         except PeerLost:  # it does not read; the others must be told all the same
             self.close(Farewell.DRAINING)
         for proxy in self.proxies.values():
-            proxy.stop("draining")
+            proxy.drain()
 
     async def _say_last(self, word: Goodbye) -> None:
         with trio.move_on_after(1.0, shield=True):
