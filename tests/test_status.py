@@ -12,25 +12,20 @@ from typing import Any
 import pytest
 import trio
 
-from tunnel import status
+from tunnel import status, wording
 from tunnel.addresses import HostPort
 from tunnel.admin import AdminSource, bind_admin, serve_admin
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.snapshot import ProxyView, SessionView, Snapshot, utc_now
 from tunnel.status import (
-    clean,
-    countdown,
-    explain,
     fetch_stats,
-    human_bytes,
-    human_seconds,
-    plain_line,
     print_status,
     render_plain,
     render_table,
     request_retry,
     watch,
 )
+from tunnel.wording import clean, countdown, explain, human_bytes, human_seconds, plain_line
 
 SINCE = (datetime.now(UTC) - timedelta(days=2.5)).isoformat()
 
@@ -164,7 +159,7 @@ def test_a_long_explanation_is_cut_before_its_next_step() -> None:
 
 def test_texts_of_peers_are_stripped_and_bounded() -> None:
     assert clean("a\x1b[2J\x07\r\nb\u202ec\x9bd\ud800") == "a?[2J?  b?c?d?"
-    assert len(clean("x" * 5000)) == status.MAX_SHOWN
+    assert len(clean("x" * 5000)) == wording.MAX_SHOWN
 
 
 @pytest.mark.parametrize(

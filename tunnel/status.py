@@ -1,20 +1,22 @@
-"""The reading side of the admin address, and the words and columns in which a proxy's state is shown.
+"""The reading side of the admin address: asks it, and shows the answer once or again and again.
 
-`trio-tunnel status` and `retry` call the first half, which blocks and needs no Trio; the client's view shares the
-second. Whatever is shown may come from a peer: every text passes `clean`. rich is imported only to draw on a terminal.
+`trio-tunnel status` and `retry` call this; it blocks and needs no Trio. rich is imported only to draw on a terminal.
 """
 
+import http.client
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from attrs import fields, frozen
+from attrs import fields
 
 from tunnel.addresses import HostPort
+from tunnel.columns import GAP, STYLES, Column, append_line, lay_out
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.snapshot import ProxyView
+from tunnel.wording import age, clean, explain, human_bytes, plain_line, public_address
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -23,9 +25,6 @@ CONNECT_SECONDS = 3.0  # the admin address is near; who waits here is a person
 ANSWER_SECONDS = 10.0  # for the whole answer
 MAX_ANSWER_BYTES = 32 * 1024 * 1024  # 10,000 proxies take 4 MiB
 REFRESH_SECONDS = 1.0
-MAX_SHOWN = 300  # characters of one text; a message names an error, it is not a document
-
-STYLES = {"healthy": "green", "unhealthy": "yellow", "bind_failed": "red"}
 
 
 def fetch_stats(where: HostPort) -> dict[str, Any]:
@@ -57,8 +56,6 @@ def request_retry(where: HostPort, name: str, token: str) -> list[str]:
 def _exchange(
     where: HostPort, method: str, path: str, *, body: dict[str, Any] | None = None, token: str = ""
 ) -> tuple[int, dict[str, Any]]:
-    import http.client  # here: `connect` uses this module's words and should not pay for an HTTP client
-
     started = time.monotonic()
     connection = http.client.HTTPConnection(where.host, where.port, timeout=CONNECT_SECONDS)
     try:
@@ -103,163 +100,7 @@ def _error_of(body: dict[str, Any]) -> str:
     return clean(str(body.get("error", "")))
 
 
-# Words
-
-
-class ProxyState(Protocol):
-    """What `ProxyView` and `ProxyStatusUpdate` have in common."""
-
-    @property
-    def status(self) -> str: ...
-    @property
-    def reason(self) -> str | None: ...
-    @property
-    def error_message(self) -> str | None: ...
-    @property
-    def retry_after_seconds(self) -> int | None: ...
-    @property
-    def attempt(self) -> int: ...
-    @property
-    def max_retries(self) -> int | None: ...
-    @property
-    def publish_addr(self) -> str: ...
-    @property
-    def publish_port(self) -> int: ...
-
-
-def clean(text: str) -> str:
-    """One line without control, format or bidirectional characters, of bounded length: safe on any terminal."""
-    shown = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text[: MAX_SHOWN + 1])
-    return shown if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 3] + "..."
-
-
-def public_address(state: ProxyState) -> str:
-    return str(HostPort(clean(state.publish_addr), state.publish_port)) if state.publish_addr else ""
-
-
-def countdown(state: ProxyState, *, elapsed: float = 0.0) -> str:
-    """``retry 3/10 in 12 s``, ``gave up after 10 retries``, or nothing; `elapsed` since the state was told."""
-    if state.status == "bind_failed":
-        return f"gave up after {state.attempt - 1} retries" if state.attempt > 1 else "given up"
-    if state.status != "unhealthy" or state.retry_after_seconds is None:
-        return ""
-    which = f" {state.attempt}" if state.attempt else ""
-    if which and state.max_retries is not None:
-        which += f"/{state.max_retries}"
-    left = int(state.retry_after_seconds - elapsed + 0.999)
-    return f"retry{which} in {human_seconds(left)}" if left > 0 else f"retry{which} now"
-
-
-def explain(
-    state: ProxyState,
-    *,
-    elapsed: float = 0.0,
-    refused: Mapping[str, int] | None = None,
-    width: int | None = None,
-    ellipsis: str = "…",
-) -> str:
-    """Why a proxy is not healthy and what happens next: ``addr_in_use: Port 8022 …; retry 1/10 in 2 s``; then how many
-    visitors could not be served (`refused`), by reason.
-
-    With a `width`, the why is cut short so that the next step can be seen.
-    """
-    why = ": ".join(clean(part) for part in (state.reason, state.error_message) if part)
-    lost = ", ".join(f"{count} {clean(reason)}" for reason, count in (refused or {}).items())
-    following = "; ".join(filter(None, (countdown(state, elapsed=elapsed), lost and f"visitors refused: {lost}")))
-    if width is not None and why:
-        room = max(MIN_FLEXIBLE, width - len(following) - 2)
-        why = why if len(why) <= room else why[: room - len(ellipsis)] + ellipsis
-    return "; ".join(part for part in (why, following) if part)
-
-
-def plain_line(name: str, state: ProxyState, target: str = "") -> str:
-    """A proxy's state on one line of plain text."""
-    where = f" at {public_address(state)}" + (f" -> {clean(target)}" if target else "")
-    line = f"{clean(name)}: {clean(state.status)}"
-    if state.status == "healthy":
-        return line + where
-    line += f" ({clean(state.reason)})" if state.reason else ""
-    return ": ".join(part for part in (line, "; ".join(_message_and_next(state))) if part)
-
-
-def _message_and_next(state: ProxyState) -> Iterator[str]:
-    if state.error_message:
-        yield clean(state.error_message)
-    if following := countdown(state):
-        yield following
-
-
-def human_bytes(count: float) -> str:
-    """Decimal units, as network people count: ``999 B``, ``1.5 MB``, ``23 GB``."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 9.95 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.0f} PB"
-
-
-def human_seconds(seconds: float) -> str:
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{int(seconds // length)} {unit}"
-    return f"{max(0, int(seconds))} s"
-
-
-def _age(since: str, now: datetime) -> str:
-    try:
-        return human_seconds((now - datetime.fromisoformat(since)).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # TypeError: without a time zone
-        return ""
-
-
-# Columns
-
-
-@frozen
-class Column:
-    """`cells` of one column. Where there is little room, columns of the least `worth` go and flexible ones shrink."""
-
-    title: str
-    cells: Sequence[str]
-    worth: int = 9
-    right: bool = False
-    flexible: bool = False
-
-
-GAP = "  "
-MIN_FLEXIBLE = 16  # a name or an address is still told apart
-
-
-def lay_out(columns: Sequence[Column], width: int | None, *, ellipsis: str = "…") -> list[list[tuple[str, str]]]:
-    """Lines of (column title, padded cell), the header first, no wider than `width` where that can be had."""
-    kept = list(columns)
-    widths = [max(len(text) for text in (column.title, *column.cells)) for column in kept]
-    while width is not None and len(kept) > 2 and _least_total(kept, widths) > width:
-        least = min(range(len(kept)), key=lambda index: kept[index].worth)
-        del kept[least], widths[least]
-    if width is not None:
-        for index in [index for index, column in enumerate(kept) if column.flexible]:
-            excess = sum(widths) + len(GAP) * (len(kept) - 1) - width
-            widths[index] = max(min(widths[index], MIN_FLEXIBLE), widths[index] - max(0, excess))
-    lines = zip(*((column.title, *column.cells) for column in kept), strict=True)
-    return [
-        [
-            (column.title, _fit(cell, size, ellipsis, right=column.right))
-            for column, cell, size in zip(kept, line, widths, strict=True)
-        ]
-        for line in lines
-    ]
-
-
-def _least_total(columns: Sequence[Column], widths: Sequence[int]) -> int:
-    least = [min(size, MIN_FLEXIBLE) if column.flexible else size for column, size in zip(columns, widths, strict=True)]
-    return sum(least) + len(GAP) * (len(least) - 1)
-
-
-def _fit(text: str, width: int, ellipsis: str, *, right: bool) -> str:
-    if len(text) > width:
-        text = text[: max(0, width - len(ellipsis))] + ellipsis
-    return text.rjust(width) if right else text.ljust(width)
+# The table
 
 
 def proxies_of(stats: dict[str, Any]) -> list[tuple[str, ProxyView]]:
@@ -300,7 +141,7 @@ def _columns(pairs: Sequence[tuple[str, ProxyView]], *, dot: str = "") -> list[C
         Column("VISITORS", [f"{view.visitors}/{view.visitors_total}" for view in views], worth=7, right=True),
         Column("IN", [human_bytes(view.bytes_in) for view in views], worth=3, right=True),
         Column("OUT", [human_bytes(view.bytes_out) for view in views], worth=3, right=True),
-        Column("SINCE", [_age(view.since, now) for view in views], worth=2, right=True),
+        Column("SINCE", [age(view.since, now) for view in views], worth=2, right=True),
     ]
 
 
@@ -338,13 +179,6 @@ def render_table(stats: dict[str, Any], *, width: int, height: int | None = None
         if why:
             text.append(f"\n  {why}", STYLES.get(view.status, ""))
     return text
-
-
-def append_line(text: "Text", line: list[tuple[str, str]], status: str) -> None:
-    """Add a laid-out line, its state in colour."""
-    for index, (title, cell) in enumerate(line):
-        style = STYLES.get(status, "") if title == "STATE" else "bold" if title == "PROXY" else ""
-        text.append((GAP if index else "") + cell, style)
 
 
 # Output

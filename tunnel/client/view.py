@@ -19,19 +19,15 @@ from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 import trio
 from attrs import asdict, frozen
 
+from tunnel.columns import GAP, STYLES, Column, append_line, lay_out
 from tunnel.messages import ProxyStatusUpdate, Reason, Status
 from tunnel.snapshot import ProxyView, Snapshot
-from tunnel.status import (
-    GAP,
-    STYLES,
-    Column,
+from tunnel.wording import (
     ProxyState,
-    append_line,
     clean,
     explain,
     human_bytes,
     human_seconds,
-    lay_out,
     plain_line,
     public_address,
 )
