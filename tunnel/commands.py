@@ -17,7 +17,9 @@ from tunnel import logs
 from tunnel.addresses import HostPort
 from tunnel.api import Client, Server, run_client, serve
 from tunnel.certificates import certificate_pin_of_file, pin_text
-from tunnel.client.view import SessionState, TableView, View, make_view
+from tunnel.client.make_view import make_view
+from tunnel.client.table import TableView
+from tunnel.client.view import SessionState, View
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.errors import TunnelError, unwrapped
 from tunnel.snapshot import Event, Snapshot

@@ -17,17 +17,16 @@ import trio
 from rich.text import Text
 from trio.testing import MockClock
 
+from tunnel.client import table as table_module
 from tunnel.client import view as view_module
+from tunnel.client.make_view import make_view
+from tunnel.client.table import FRAME_SECONDS, TableView, _Painter
 from tunnel.client.view import (
-    FRAME_SECONDS,
     JsonView,
     Output,
     PlainView,
     SessionState,
-    TableView,
     View,
-    _Painter,
-    make_view,
 )
 from tunnel.messages import ProxyStatusUpdate, Reason, Status
 from tunnel.snapshot import ProxyView, SessionView, Snapshot
@@ -339,7 +338,7 @@ async def test_on_a_terminal_the_table_lives_logs_go_above_it_and_the_cursor_com
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(view_module, "FRAME_SECONDS", 0.01)
+    monkeypatch.setattr(table_module, "FRAME_SECONDS", 0.01)
     with terminal() as (master, stream):
         monkeypatch.setattr(sys, "stderr", stream)
         view = make_view("auto", server="s:1", snapshot=counters, stdout=stream)
@@ -366,14 +365,14 @@ async def test_on_a_terminal_the_table_lives_logs_go_above_it_and_the_cursor_com
 async def test_a_bug_in_drawing_ends_only_the_view(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(view_module, "FRAME_SECONDS", 0.01)
+    monkeypatch.setattr(table_module, "FRAME_SECONDS", 0.01)
     with terminal() as (master, stream):
         view = TableView(Output(stream.fileno()), server="s:1", snapshot=counters)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(view.run)
             await read_until(master, "no proxies yet")
             view.proxies({"web": "8080"})
-            monkeypatch.setattr(view_module, "lay_out", None)
+            monkeypatch.setattr(table_module, "lay_out", None)
         assert "\x1b[?25h" in await read_until(master, "\x1b[?25h")
     assert caplog.messages == ["view.crashed"]
 
