@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 import pytest
 import trio
 
-from tunnel import logs
-from tunnel.logs import RateLimited, escape, log_fields, redact
+from tunnel import log_lines, logs
+from tunnel.log_lines import escape, redact
+from tunnel.logs import log_fields
+from tunnel.rate_limited import RateLimited
 
 log = logging.getLogger("tunnel.test")
 TOKEN = "tt_" + "aB3-_x9Z" * 5 + "abc"
@@ -254,8 +256,8 @@ def test_of_all_characters_only_printable_ones_come_through():
 
 def test_long_values_are_cut():
     body = object_of(lambda: log.info("a%s", "b" * 100_000, extra={"agent": "c" * 100_000}))
-    assert body["msg"] == "a" + "b" * logs.MAX_VALUE_CHARS + "…"
-    assert body["agent"] == "c" * logs.MAX_VALUE_CHARS + "…"
+    assert body["msg"] == "a" + "b" * log_lines.MAX_VALUE_CHARS + "…"
+    assert body["agent"] == "c" * log_lines.MAX_VALUE_CHARS + "…"
 
 
 # Secrets
@@ -290,7 +292,7 @@ def test_no_cut_of_a_traceback_lays_a_token_open(monkeypatch):
             log.exception("failed")
 
     for length in range(1, 60):
-        monkeypatch.setattr(logs, "MAX_TRACEBACK_CHARS", length)
+        monkeypatch.setattr(log_lines, "MAX_TRACEBACK_CHARS", length)
         assert TOKEN[-6:] not in "\n".join(lines_of(act))
 
 

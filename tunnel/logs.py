@@ -9,45 +9,30 @@ missing. What a peer can put into a record reaches the terminal as printable tex
 it at all.
 """
 
-import json
 import logging
 import math
 import os
 import queue
-import re
 import select
 import stat
 import sys
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from attrs import define, field, frozen
+from tunnel.log_lines import Line, TextLine, json_line, take
 
 MAX_QUEUED = 10_000  # records: minutes of trouble, 6 MiB of what we log; 40 MiB where peers fill every text they can
-MAX_VALUE_CHARS = 1024  # of any one text in a record; control messages have the same bound for what a peer may send
-MAX_TRACEBACK_CHARS = 16 * 1024
 BATCH = 100  # lines joined for one write: each write gives up the interpreter lock, which the event loop wants
 FLUSH_SECONDS = 1.0  # at exit; who reads at all has read by then
 DROP_REPORT_SECONDS = 1.0  # at most one line a second about dropped records, however long the trouble lasts
 
 Format = Literal["text", "json"]
-Value = str | int | float | bool | None
 
 _fields: ContextVar[Mapping[str, object]] = ContextVar("log_fields", default={})  # noqa: B039  never changed in place
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-_SECRETS = re.compile(
-    r"(?<![A-Za-z0-9])tt_[A-Za-z0-9_+/=-]{4,}"  # a token of ours, or the part of one that survived a cut
-    r"|tt_[A-Za-z0-9_+/=-]{20,}"  # the same glued to something; taking fewer it would hit names such as mqtt_bridge
-    # What an operator chose for a token, by where it stands; 16 is longer than the words that may follow in a sentence.
-    r"|(?P<header>(?i:authorization['\"]?\s*[:=,]\s*(?:b?['\"])?(?:bearer\s+|basic\s+)?))[^\s'\",;]+"
-    r"|(?P<scheme>(?i:bearer\s+))[^\s'\",;]{16,}"
-)
 
 
 @contextmanager
@@ -63,7 +48,7 @@ def configure(
     sink = _Sink(_duplicate(descriptor)) if stream is None else _StreamSink(stream)
     handler = _Handler()
     stamped = isinstance(sink, _StreamSink) or not _is_journal(sink.descriptor)
-    render = _json_line if format == "json" else _TextLine(stamped=stamped).render
+    render = json_line if format == "json" else TextLine(stamped=stamped).render
     writer = threading.Thread(target=_write_all, args=(handler, sink, render), name="log writer", daemon=True)
     root, ours = logging.getLogger(), logging.getLogger("tunnel")
     levels = root.level, ours.level
@@ -92,70 +77,7 @@ def log_fields(**fields: object) -> Iterator[None]:
         _fields.reset(token)
 
 
-@define(eq=False)
-class RateLimited:
-    """Lets at most `count` records of a key through in an interval, and says later how many more there were.
-
-    The summary of a key comes with the first call, of any key, after its interval has ended, or from `flush()`. Past
-    `max_keys` new keys share one, so that a flood of keys is limited too.
-    """
-
-    logger: logging.Logger
-    clock: Callable[[], float]
-    count: int = 5
-    interval_seconds: float = 60.0
-    max_keys: int = 1000
-    _windows: "OrderedDict[str, _Window]" = field(factory=OrderedDict, init=False)  # oldest first
-
-    def log(self, level: int, message: str, *args: object, key: str, extra: Mapping[str, object] | None = None) -> None:
-        if not self.logger.isEnabledFor(level):
-            return
-        now = self.clock()
-        self._close_windows(before=now - self.interval_seconds)
-        if key not in self._windows and len(self._windows) >= self.max_keys:
-            key = "(others)"
-        window = self._windows.setdefault(key, _Window(now))
-        if window.passed < self.count:
-            window.passed += 1
-            self.logger.log(level, message, *args, extra=extra)
-        else:
-            window.suppressed += 1
-            window.level = max(window.level, level)
-
-    def flush(self) -> None:
-        """Says what was suppressed so far; for the end, or from time to time."""
-        self._close_windows(before=math.inf)
-
-    def _close_windows(self, *, before: float) -> None:
-        while self._windows and next(iter(self._windows.values())).start <= before:
-            key, window = self._windows.popitem(last=False)
-            if window.suppressed:
-                extra = {"key": key, "suppressed": window.suppressed}
-                self.logger.log(window.level, "similar messages were not logged", extra=extra)
-
-
-@define
-class _Window:
-    start: float
-    passed: int = 0
-    suppressed: int = 0
-    level: int = 0
-
-
-# In the caller: take what is needed, and nothing that changes later or keeps other things alive.
-
-
-@frozen
-class _Line:
-    """One record on its way to the writer."""
-
-    at: float  # wall clock, to show
-    level: str
-    logger: str
-    message: str
-    args: tuple[object, ...]
-    fields: dict[str, Value]
-    traceback: str
+# In the caller: a record is taken into the queue.
 
 
 class _Handler(logging.Handler):
@@ -163,7 +85,7 @@ class _Handler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: queue.SimpleQueue[_Line | None] = queue.SimpleQueue()  # its put() takes no lock that can be held
+        self.lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()  # its put() takes no lock that can be held
         self.dropped = 0  # only grows; changed under logging's lock of this handler
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -171,105 +93,17 @@ class _Handler(logging.Handler):
             self.dropped += 1
             return
         try:
-            line = _line(record)
+            line = take(record, _fields.get())
         except Exception as exc:  # a __str__ raised; logging's own report of that would write to standard error here
             message = f"log record of {record.pathname}:{record.lineno} cannot be formatted: {type(exc).__name__}"
-            line = _Line(record.created, record.levelname, record.name, message, (), {}, "")
+            line = Line(record.created, record.levelname, record.name, message, (), {}, "")
         self.lines.put(line)
-
-
-def _line(record: logging.LogRecord) -> _Line:
-    message, args = str(record.msg), record.args or ()
-    if isinstance(args, tuple) and all(_is_plain(arg) for arg in args):
-        args = tuple(_plain(arg) for arg in args)
-    else:  # what may change before the writer comes to it is formatted now
-        message, args = _formatted(message, args), ()
-    extras = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
-    fields = {key: _plain(value) for key, value in {**_fields.get(), **extras}.items()}
-    traceback = record.exc_text or ""
-    if record.exc_info and not traceback:  # as text now: a traceback keeps all its frames' variables alive
-        traceback = logging.Formatter().formatException(record.exc_info)
-    traceback = redact(traceback)[-MAX_TRACEBACK_CHARS:]  # its end says most; a token cut at its head would not be told
-    return _Line(record.created, record.levelname, record.name, _cut(message), args, fields, traceback)
-
-
-def _formatted(message: str, args: Any) -> str:
-    try:
-        return message % args if args else message
-    except (TypeError, ValueError, KeyError):  # they do not fit each other; the record is still worth having
-        return f"{message} {args!r}"
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or type(value) in (str, int, float, bool)
-
-
-def _plain(value: Any) -> Value:
-    if type(value) is str or not _is_plain(value):
-        return _cut(str(value))
-    plain: Value = value
-    return plain
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}…"
-
-
-# In the writer: records become lines.
-
-
-def redact(text: str) -> str:
-    """The text without anything that looks like a token."""
-    return _SECRETS.sub(lambda found: f"{found['header'] or found['scheme'] or 'tt_'}…", text)
-
-
-def escape(text: str) -> str:
-    """The text with all that is not printable, line ends and terminal escapes above all, written as in Python."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def _stamp(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-@frozen
-class _TextLine:
-    stamped: bool
-
-    def render(self, line: _Line) -> str:
-        parts = [_stamp(line.at)] if self.stamped else []
-        origin = "" if line.logger.partition(".")[0] == "tunnel" else f"{line.logger}: "
-        parts += [line.level, escape(f"{origin}{redact(_formatted(line.message, line.args))}")]
-        parts += [f"{escape(key)}={_quoted(redact(str(value)))}" for key, value in line.fields.items()]
-        # Lines of a traceback are indented, so that none can pass for a record.
-        parts_of_traceback = [f"\n  | {escape(row)}" for row in line.traceback.split("\n") if row]
-        return " ".join(parts) + "".join(parts_of_traceback)
-
-
-def _quoted(text: str) -> str:
-    if text and text.isprintable() and not any(c in text for c in ' "=\\'):
-        return text
-    return '"' + escape(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
-
-
-def _json_line(line: _Line) -> str:
-    body: dict[str, Value] = {"ts": _stamp(line.at), "level": line.level.lower(), "logger": line.logger}
-    body["msg"] = redact(_formatted(line.message, line.args))
-    if line.traceback:
-        body["traceback"] = line.traceback
-    for key, value in line.fields.items():
-        if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
-            value = redact(str(value))  # JSON has no NaN and no infinity
-        body[f"{key}_" if key in body else key] = value
-    return json.dumps(body).replace("\x7f", "\\u007f")  # DEL is the one control character that JSON leaves alone
 
 
 # In the writer: lines reach the descriptor, or are counted.
 
 
-def _write_all(handler: _Handler, sink: "_Sink | _StreamSink", render: Callable[[_Line], str]) -> None:
+def _write_all(handler: _Handler, sink: "_Sink | _StreamSink", render: Callable[[Line], str]) -> None:
     told, told_at = 0, -math.inf
     ended = False
     while not ended:
@@ -280,7 +114,7 @@ def _write_all(handler: _Handler, sink: "_Sink | _StreamSink", render: Callable[
         idle = handler.lines.empty()
         if missing and sink.works and (idle or time.monotonic() - told_at >= DROP_REPORT_SECONDS):
             message = "log records were dropped, as standard error did not take them"
-            report = _Line(time.time(), "WARNING", __name__, message, (), {"dropped": missing}, "")
+            report = Line(time.time(), "WARNING", __name__, message, (), {"dropped": missing}, "")
             lost = sink.lost
             sink.write([render(report)])
             if sink.lost == lost:
@@ -289,7 +123,7 @@ def _write_all(handler: _Handler, sink: "_Sink | _StreamSink", render: Callable[
     sink.close()
 
 
-def _take_batch(lines: "queue.SimpleQueue[_Line | None]") -> list[_Line | None]:
+def _take_batch(lines: "queue.SimpleQueue[Line | None]") -> list[Line | None]:
     batch = [lines.get()]
     with suppress(queue.Empty):
         while batch[-1] is not None and len(batch) < BATCH:
@@ -297,12 +131,12 @@ def _take_batch(lines: "queue.SimpleQueue[_Line | None]") -> list[_Line | None]:
     return batch
 
 
-def _rendered(line: _Line, render: Callable[[_Line], str]) -> str:
+def _rendered(line: Line, render: Callable[[Line], str]) -> str:
     try:
         return render(line)
     except Exception as exc:  # a record that cannot be shown must not end the writer
         message = f"log record cannot be formatted: {type(exc).__name__}"
-        return render(_Line(line.at, line.level, line.logger, message, (), {}, ""))
+        return render(Line(line.at, line.level, line.logger, message, (), {}, ""))
 
 
 class _Sink:

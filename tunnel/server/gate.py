@@ -16,9 +16,10 @@ import trio
 
 from tunnel.config import Grant, ServerConfig
 from tunnel.errors import PeerLost, RemoteProtocolError
-from tunnel.logs import RateLimited, log_fields
+from tunnel.logs import log_fields
 from tunnel.messages import Farewell
 from tunnel.protocol import EPOCH, INSTANCE
+from tunnel.rate_limited import RateLimited
 from tunnel.relay import Engine
 from tunnel.server.admission import Admission, source_of
 from tunnel.server.registry import Registry

@@ -1,0 +1,58 @@
+"""A logger that a flood of similar records cannot flood."""
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from attrs import define, field
+
+
+@define(eq=False)
+class RateLimited:
+    """Lets at most `count` records of a key through in an interval, and says later how many more there were.
+
+    The summary of a key comes with the first call, of any key, after its interval has ended, or from `flush()`. Past
+    `max_keys` new keys share one, so that a flood of keys is limited too.
+    """
+
+    logger: logging.Logger
+    clock: Callable[[], float]
+    count: int = 5
+    interval_seconds: float = 60.0
+    max_keys: int = 1000
+    _windows: "OrderedDict[str, _Window]" = field(factory=OrderedDict, init=False)  # oldest first
+
+    def log(self, level: int, message: str, *args: object, key: str, extra: Mapping[str, object] | None = None) -> None:
+        if not self.logger.isEnabledFor(level):
+            return
+        now = self.clock()
+        self._close_windows(before=now - self.interval_seconds)
+        if key not in self._windows and len(self._windows) >= self.max_keys:
+            key = "(others)"
+        window = self._windows.setdefault(key, _Window(now))
+        if window.passed < self.count:
+            window.passed += 1
+            self.logger.log(level, message, *args, extra=extra)
+        else:
+            window.suppressed += 1
+            window.level = max(window.level, level)
+
+    def flush(self) -> None:
+        """Says what was suppressed so far; for the end, or from time to time."""
+        self._close_windows(before=math.inf)
+
+    def _close_windows(self, *, before: float) -> None:
+        while self._windows and next(iter(self._windows.values())).start <= before:
+            key, window = self._windows.popitem(last=False)
+            if window.suppressed:
+                extra = {"key": key, "suppressed": window.suppressed}
+                self.logger.log(window.level, "similar messages were not logged", extra=extra)
+
+
+@define
+class _Window:
+    start: float
+    passed: int = 0
+    suppressed: int = 0
+    level: int = 0
