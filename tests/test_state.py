@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel import state as state_module
+from tunnel import state_files
 from tunnel.certificates import certificate_pin_of_file, make_self_signed
 from tunnel.config import Grant
 from tunnel.errors import TunnelError
@@ -72,7 +73,7 @@ def test_a_directory_that_others_may_write_is_refused_with_the_command_that_mend
 
 def test_a_directory_of_another_user_is_refused_with_both_users_named(path, monkeypatch):
     path.mkdir()
-    owner = state_module._user(path.stat().st_uid)
+    owner = state_files._user(path.stat().st_uid)
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     with pytest.raises(TunnelError, match=f"belongs to user {owner}, and this is 54321; run as {owner}, or name"):
         StateDir.open(path)
@@ -269,7 +270,7 @@ def test_what_is_not_a_file_is_refused_without_waiting(path, state):
 
 
 def test_an_endless_file_is_refused(path, state, monkeypatch):
-    monkeypatch.setattr(state_module, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(state_files, "MAX_FILE_BYTES", 100)
     put(path / "tokens.json", b" " * 101)
     with pytest.raises(TunnelError, match="more than 100 bytes"):
         state.grants()
@@ -315,7 +316,7 @@ def test_what_a_killed_writer_left_behind_is_no_hindrance(path, state):
 
 
 def test_a_held_lock_is_an_error_with_a_remedy_not_a_hang(path, state, monkeypatch):
-    monkeypatch.setattr(state_module, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(state_files, "LOCK_SECONDS", 0.0)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

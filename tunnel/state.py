@@ -5,39 +5,30 @@
     admin.token              for writes through the admin address; the commands read it themselves
     ports.json               client/proxy → the port chosen for it where 0 was published
 
-Each file is replaced as a whole (written aside, synced, renamed), under a lock on the directory, so that a crash leaves
-the old or the new one and two processes lose nothing of each other's. All errors are TunnelError with a remedy.
+How the files are read and replaced is in `state_files`. All errors are TunnelError with a remedy.
 Everything here is synchronous and waits for the disk: call what writes from a thread where an event loop runs.
 """
 
-import fcntl
 import hashlib
 import hmac
-import json
 import os
-import pwd
 import re
 import secrets
-import stat
-import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from tunnel.addresses import check_name
 from tunnel.config import Grant
 from tunnel.errors import TunnelError
+from tunnel.state_files import StateFiles, make_private
 
 TOKEN_BYTES = 32  # 256 bits: nothing is gained by a slow hash of what cannot be guessed
 TOKEN = re.compile(r"tt_[A-Za-z0-9_-]{43}\Z")
 MAX_TOKENS = 10_000  # a login compares with every one, which then takes half a millisecond
 MAX_PORTS = 10_000
 MAX_PORTS_PER_CLIENT = 1000  # as many proxies as a client may have; past it a client displaces only its own
-MAX_FILE_BYTES = 8 * 1024 * 1024  # three times what MAX_TOKENS of the longest names take
-LOCK_SECONDS = 5.0  # others hold it for one write, which takes milliseconds
 
 
 def hash_token(token: str) -> bytes:
@@ -73,6 +64,7 @@ class StateDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._files = StateFiles(path)
         self._ports: dict[str, int] | None = (
             None  # as in ports.json, which only the server writes; replaced, not changed
         )
@@ -80,22 +72,7 @@ class StateDir:
     @classmethod
     def open(cls, path: Path) -> "StateDir":
         """Makes the directory if need be; refuses one that others may write or that belongs to another user."""
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = path.stat()
-        except FileExistsError:
-            raise TunnelError(f"state directory {path} is not a directory; name another with --state-dir") from None
-        except OSError as exc:
-            raise TunnelError(
-                f"state directory {path} cannot be made: {exc.strerror}; make it, or name another with --state-dir"
-            ) from exc
-        if found.st_uid != os.geteuid():
-            raise TunnelError(
-                f"state directory {path} belongs to user {_user(found.st_uid)}, and this is {_user(os.geteuid())}; "
-                f"run as {_user(found.st_uid)}, or name another directory with --state-dir"
-            )
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise TunnelError(f"other users may write in state directory {path}; run: chmod 700 {path}")
+        make_private(path)
         return cls(path)
 
     # Tokens
@@ -109,7 +86,7 @@ class StateDir:
     def new_token(self, name: str) -> str:
         """A new token for a client; only its hash stays here. ValueError if `name` cannot be a client's name."""
         check_name(name)
-        with self._locked():
+        with self._files.locked():
             tokens = self._tokens()
             if name in tokens:
                 made = tokens[name]["created"]
@@ -121,45 +98,49 @@ class StateDir:
                 raise TunnelError(f"{self.path / 'tokens.json'} holds {MAX_TOKENS} tokens; revoke some first")
             token = _random_token()
             record = {"sha256": hash_token(token).hex(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-            self._write_json("tokens.json", {**tokens, name: record})
+            self._files.write_json("tokens.json", {**tokens, name: record})
         return token
 
     def revoke_token(self, name: str) -> None:
-        with self._locked():
+        with self._files.locked():
             tokens = self._tokens()
             if tokens.pop(name, None) is None:
                 known = ", ".join(sorted(tokens)[:20]) or "none"
                 raise TunnelError(f"no client {name!r} in {self.path / 'tokens.json'}; clients with a token: {known}")
-            self._write_json("tokens.json", tokens)
+            self._files.write_json("tokens.json", tokens)
 
     def admin_token(self) -> str:
         """The secret for writes through the admin address, made if there is none yet."""
-        content = self._read("admin.token")
+        content = self._files.read("admin.token")
         if content is None:
-            with self._locked():
-                content = self._read("admin.token")  # another process may have been first
+            with self._files.locked():
+                content = self._files.read("admin.token")  # another process may have been first
                 if content is None:
                     content = f"{_random_token()}\n".encode("ascii")
-                    self._write("admin.token", content)
+                    self._files.write("admin.token", content)
         token = content.decode("ascii", "replace").removesuffix("\n")
         if not TOKEN.match(token):  # above all: an empty file must not make "" a valid secret
-            raise self._damaged("admin.token", "it holds no token", "delete it, and the next start makes a new one")
+            raise self._files.damaged(
+                "admin.token", "it holds no token", "delete it, and the next start makes a new one"
+            )
         return token
 
     def _tokens(self) -> dict[str, dict[str, str]]:
         remedy = "put back a copy of it, or move it away and make new tokens with `trio-tunnel token new NAME`"
         tokens: dict[str, dict[str, str]] = {}
-        for name, record in self._read_json("tokens.json", remedy).items():
+        for name, record in self._files.read_json("tokens.json", remedy).items():
             if not isinstance(record, dict) or set(record) != {"sha256", "created"}:
-                raise self._damaged("tokens.json", f"{name!r:.80} is not an entry with sha256 and created", remedy)
+                raise self._files.damaged(
+                    "tokens.json", f"{name!r:.80} is not an entry with sha256 and created", remedy
+                )
             digest, created = record["sha256"], record["created"]
             if not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):
-                raise self._damaged("tokens.json", f"sha256 of {name!r:.80} is not 64 hexadecimal digits", remedy)
+                raise self._files.damaged("tokens.json", f"sha256 of {name!r:.80} is not 64 hexadecimal digits", remedy)
             try:
                 check_name(name)
                 datetime.fromisoformat(created)
             except (ValueError, TypeError) as exc:
-                raise self._damaged("tokens.json", str(exc)[:200], remedy) from exc
+                raise self._files.damaged("tokens.json", str(exc)[:200], remedy) from exc
             tokens[name] = record
         return tokens
 
@@ -172,12 +153,12 @@ class StateDir:
         `server.crt` alone renews the certificate and keeps the pin.
         """
         crt, key = self.path / "server.crt", self.path / "server.key"
-        with self._locked():
-            cert_pem, key_pem = self._read("server.crt"), self._read("server.key")
+        with self._files.locked():
+            cert_pem, key_pem = self._files.read("server.crt"), self._files.read("server.key")
             if cert_pem is None:
                 cert_pem, key_pem = self._make_certificate(make, key_pem)
         if key_pem is None:
-            raise self._damaged(
+            raise self._files.damaged(
                 "server.crt",
                 "server.key, which belongs to it, is missing",
                 "put server.key back, or delete server.crt too for a new pair, whose pin every client must be told",
@@ -193,14 +174,15 @@ class StateDir:
         except ValueError as exc:
             if key_pem is None:
                 raise TunnelError(f"no certificate can be made: {exc}") from exc
-            raise self._damaged(
+            raise self._files.damaged(
                 "server.key",
                 str(exc),
                 "put back a copy of it, or delete it for a new one, whose pin every client needs",
             ) from exc
         if new_key_pem != key_pem:
-            self._write("server.key", new_key_pem)  # the key first: alone it is no more than a first start cut short
-        self._write("server.crt", cert_pem)
+            # The key first: alone it is no more than a first start cut short.
+            self._files.write("server.key", new_key_pem)
+        self._files.write("server.crt", cert_pem)
         return cert_pem, new_key_pem
 
     def _check_pair(self, crt: Path, key: Path) -> None:
@@ -210,7 +192,7 @@ class StateDir:
             # An encrypted key gets an empty password: it fails, instead of asking on the terminal.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(crt, key, password="")
         except (OSError, ValueError) as exc:  # SSLError is an OSError
-            raise self._damaged(
+            raise self._files.damaged(
                 "server.crt",
                 f"it cannot be used with server.key ({getattr(exc, 'reason', None) or exc})",
                 "put back copies of both; or delete server.crt for a new certificate of the same key; "
@@ -229,7 +211,7 @@ class StateDir:
         """Keeps a chosen port for a later restart. To fail here (a full disk) is no reason to give up the proxy."""
         assert 1 <= port <= 65535
         key = f"{check_name(client)}/{check_name(proxy)}"
-        with self._locked():
+        with self._files.locked():
             ports = dict(self._read_ports() if self._ports is None else self._ports)
             if ports.get(key) == port:
                 return
@@ -240,133 +222,19 @@ class StateDir:
             elif len(ports) >= MAX_PORTS:
                 del ports[next(iter(ports))]
             ports[key] = port
-            self._write_json("ports.json", ports)
+            self._files.write_json("ports.json", ports)
             self._ports = ports
 
     def _read_ports(self) -> dict[str, int]:
         remedy = "delete it; the server then chooses ports afresh"
-        ports = self._read_json("ports.json", remedy)
+        ports = self._files.read_json("ports.json", remedy)
         for key, port in ports.items():
             if type(port) is not int or not 1 <= port <= 65535:
-                raise self._damaged("ports.json", f"{key!r:.140} has no port from 1 to 65535", remedy)
+                raise self._files.damaged("ports.json", f"{key!r:.140} has no port from 1 to 65535", remedy)
         if len(ports) > MAX_PORTS:
-            raise self._damaged("ports.json", f"it has more than {MAX_PORTS} entries", remedy)
+            raise self._files.damaged("ports.json", f"it has more than {MAX_PORTS} entries", remedy)
         return ports
-
-    # Files
-
-    def _read_json(self, name: str, remedy: str) -> dict[str, Any]:
-        content = self._read(name)
-        if content is None:
-            return {}
-        try:
-            body = json.loads(content, object_pairs_hook=_no_duplicates)
-        except (ValueError, RecursionError) as exc:
-            raise self._damaged(name, str(exc), remedy) from exc
-        if not isinstance(body, dict):
-            raise self._damaged(name, "it is not a JSON object", remedy)
-        return body
-
-    def _write_json(self, name: str, body: dict[str, Any]) -> None:
-        self._write(name, json.dumps(body, indent=1).encode("ascii") + b"\n")
-
-    def _read(self, name: str) -> bytes | None:
-        """The file's content, None if there is none. Refuses one that is not ours alone."""
-        path = self.path / name
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not make us wait
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise TunnelError(f"{path} cannot be read: {exc.strerror}; run as the user it belongs to") from exc
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise TunnelError(f"{path} is not a file; move it away")
-            others = 0o022 if name.endswith(".crt") else 0o077  # a certificate is no secret
-            if found.st_uid != os.geteuid() or found.st_mode & others:
-                what = "write" if others == 0o022 else "read or write"
-                raise TunnelError(
-                    f"other users may {what} {path}; make sure that nobody did, then run: "
-                    f"chown {_user(os.geteuid())} {path} && chmod 600 {path}"
-                )
-            try:
-                content = file.read(MAX_FILE_BYTES + 1)
-            except OSError as exc:
-                raise TunnelError(f"{path} cannot be read: {exc.strerror}; check the disk") from exc
-        if len(content) > MAX_FILE_BYTES:
-            raise TunnelError(f"{path} has more than {MAX_FILE_BYTES} bytes; put back a copy of it, or move it away")
-        return content
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Replaces the file. Only under the lock: the name of the file written aside is always the same."""
-        aside = self.path / f".{name}.new"
-        try:
-            aside.unlink(missing_ok=True)  # from a process that was killed while it wrote
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(self.path / name)
-            self._sync_directory()
-        except OSError as exc:
-            with suppress(OSError):  # the first error is the one to tell
-                aside.unlink(missing_ok=True)
-            raise TunnelError(
-                f"{self.path / name} cannot be written: {exc.strerror}; check that the disk has room and is writable"
-            ) from exc
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Alone in reading, changing and writing, among threads and processes. The kernel frees it if we die."""
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as exc:
-            raise TunnelError(f"state directory {self.path} cannot be opened: {exc.strerror}; start again") from exc
-        try:
-            self._take_lock(descriptor)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _take_lock(self, descriptor: int) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise TunnelError(
-                        f"another process holds state directory {self.path}; end it (`fuser -v {self.path}`), try again"
-                    ) from None
-                time.sleep(0.01)
-            except OSError:
-                return None  # a file system without locks: replacing whole files still keeps each of them readable
-
-    def _damaged(self, name: str, problem: str, remedy: str) -> TunnelError:
-        return TunnelError(f"{self.path / name} is damaged: {problem}; {remedy}")
 
 
 def _random_token() -> str:
     return "tt_" + urlsafe_b64encode(secrets.token_bytes(TOKEN_BYTES)).rstrip(b"=").decode("ascii")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    body = dict(pairs)
-    if len(body) != len(pairs):
-        raise ValueError("a key stands twice")
-    return body
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:  # a container's number without a name
-        return str(uid)
