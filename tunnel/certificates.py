@@ -1,17 +1,7 @@
 """Certificates: makes the server's first one and reads from others what trust needs: their pin and their end.
 
 `serve` makes a certificate once, every client connection computes a pin. So `cryptography`, which costs 8 to 11 MiB of
-memory, is imported only where a certificate is made; reading is a short walk through the DER below. Bytes from a peer
-give an answer or ValueError, nothing else.
-
-    Certificate ::= SEQUENCE {
-        tbsCertificate SEQUENCE {
-            [0] version (optional), INTEGER serial, SEQUENCE algorithm, SEQUENCE issuer,
-            SEQUENCE validity { notBefore, notAfter },
-            SEQUENCE subject,
-            SEQUENCE subjectPublicKeyInfo { SEQUENCE algorithm, BIT STRING key },      ◀── what a pin is the hash of
-            … },
-        SEQUENCE algorithm, BIT STRING signature }
+memory, is imported only where a certificate is made; reading is a short walk through the DER, see `der`.
 """
 
 import hashlib
@@ -27,8 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
+from tunnel.der import read_time, walk
 from tunnel.errors import TunnelError
 
 if TYPE_CHECKING:  # at run time only where one is made, see above
@@ -41,17 +30,15 @@ if TYPE_CHECKING:  # at run time only where one is made, see above
 VALID_FOR = timedelta(days=3650)
 CLOCK_SKEW = timedelta(days=1)  # a client whose clock is behind must not find it "not yet valid"
 ALWAYS_NAMED = ("localhost", "127.0.0.1", "::1")
-MAX_CERTIFICATE_BYTES = 64 * 1024  # OpenSSL's own bound for a chain is 100 KiB; real certificates are 0.5 to 4 KiB
 MAX_FILE_BYTES = 1024 * 1024  # a PEM bundle of every public CA is a quarter of this
 
-INTEGER, BIT_STRING, UTC_TIME, GENERALIZED_TIME, SEQUENCE, EXPLICIT_0 = 0x02, 0x03, 0x17, 0x18, 0x30, 0xA0
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s(.*?)-----END CERTIFICATE-----", re.DOTALL)
 CHILD_SECONDS = 30.0  # for making a key; it takes a third of one
 
 
 def spki_pin(der: bytes) -> bytes:
     """The pin of a DER certificate: SHA-256 of its SubjectPublicKeyInfo, 32 bytes."""
-    return hashlib.sha256(_walk(der).public_key_info).digest()
+    return hashlib.sha256(walk(der).public_key_info).digest()
 
 
 def pin_text(pin: bytes) -> str:
@@ -61,7 +48,7 @@ def pin_text(pin: bytes) -> str:
 
 def expiry(der: bytes) -> datetime:
     """The moment, in UTC, after which a DER certificate is no longer valid."""
-    return _time(_walk(der).not_after)
+    return read_time(walk(der).not_after)
 
 
 def certificate_pin_of_file(path: Path) -> bytes:
@@ -204,100 +191,3 @@ def _dns_name(host: str) -> "x509.DNSName":
     if not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", ascii_form) or len(ascii_form) > 253:
         raise ValueError(f"{host!r} is not a host name; write a DNS name or an IP address")
     return x509.DNSName(ascii_form)
-
-
-# The walk. Only DER is taken, not all of BER: where each thing can be written in one way, no certificate can mean one
-# key to us and another to the TLS library that has just checked its owner's signature.
-
-
-@frozen
-class _Parts:
-    not_after: tuple[int, bytes]
-    public_key_info: bytes
-
-
-def _walk(der: bytes) -> _Parts:
-    if len(der) > MAX_CERTIFICATE_BYTES:
-        raise ValueError(f"a certificate of {len(der)} bytes; at most {MAX_CERTIFICATE_BYTES}")
-    outer = _Reader(der, 0, len(der))
-    certificate = outer.enter(SEQUENCE)
-    outer.expect_end()
-    tbs = certificate.enter(SEQUENCE)
-    certificate.enter(SEQUENCE)
-    certificate.enter(BIT_STRING)
-    certificate.expect_end()
-    if tbs.peek() == EXPLICIT_0:
-        tbs.enter(EXPLICIT_0)
-    tbs.enter(INTEGER)
-    tbs.enter(SEQUENCE)  # algorithm
-    tbs.enter(SEQUENCE)  # issuer
-    validity = tbs.enter(SEQUENCE)
-    validity.enter(validity.peek())
-    not_after = validity.peek(), validity.enter(validity.peek()).rest()
-    validity.expect_end()
-    tbs.enter(SEQUENCE)  # subject
-    start = tbs.position
-    info = tbs.enter(SEQUENCE)
-    info.enter(SEQUENCE)
-    info.enter(BIT_STRING)
-    info.expect_end()
-    return _Parts(not_after, der[start : tbs.position])
-
-
-class _Reader:
-    """Reads the DER elements between `position` and `end`, which never lies past the end of `der`."""
-
-    def __init__(self, der: bytes, position: int, end: int) -> None:
-        self.der = der
-        self.position = position
-        self.end = end
-
-    def peek(self) -> int:
-        if self.position >= self.end:
-            raise ValueError("the certificate ends too soon")
-        return self.der[self.position]
-
-    def enter(self, tag: int) -> "_Reader":
-        """Steps over the next element, which must have this tag, and returns a reader of what is in it."""
-        if self.peek() != tag:
-            raise ValueError(f"the certificate has tag 0x{self.peek():02x} where 0x{tag:02x} belongs")
-        start, length = self._length(self.position + 1)
-        if length > self.end - start:
-            raise ValueError("an element of the certificate is longer than what it stands in")
-        self.position = start + length
-        return _Reader(self.der, start, self.position)
-
-    def _length(self, at: int) -> tuple[int, int]:
-        """Where the content begins, and its length. DER: definite, and in as few bytes as it can be."""
-        if at >= self.end:
-            raise ValueError("the certificate ends too soon")
-        first, at = self.der[at], at + 1
-        if first < 0x80:
-            return at, first
-        size = first & 0x7F
-        if not 1 <= size <= 3 or size > self.end - at:
-            raise ValueError("an element of the certificate has no length that DER knows")
-        length = int.from_bytes(self.der[at : at + size], "big")
-        if length < 0x80 or length >> (8 * (size - 1)) == 0:
-            raise ValueError("an element of the certificate has a length with more bytes than it needs")
-        return at + size, length
-
-    def rest(self) -> bytes:
-        return self.der[self.position : self.end]
-
-    def expect_end(self) -> None:
-        if self.position != self.end:
-            raise ValueError("the certificate has more in it than belongs there")
-
-
-def _time(element: tuple[int, bytes]) -> datetime:
-    """UTCTime or GeneralizedTime as RFC 5280 allows them: to the second, in UTC."""
-    tag, content = element
-    digits = content[:-1]
-    wanted = {UTC_TIME: 12, GENERALIZED_TIME: 14}.get(tag)
-    if len(digits) != wanted or not digits.isdigit() or not content.endswith(b"Z"):
-        raise ValueError("the certificate's end is no time that X.509 knows")
-    text = digits.decode("ascii")
-    if tag == UTC_TIME:
-        text = ("20" if text[:2] < "50" else "19") + text  # RFC 5280, 4.1.2.5.1
-    return datetime.fromisoformat(f"{text[:8]}T{text[8:]}+00:00")
