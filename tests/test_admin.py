@@ -9,9 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
-from tunnel import admin
+from tunnel import admin_http
 from tunnel.addresses import HostPort
-from tunnel.admin import AdminSource, Request, Response, Route, Site, bind_admin, serve_admin, serve_connection
+from tunnel.admin import AdminSource, Route, Site, bind_admin, serve_admin
+from tunnel.admin_http import Request, Response, serve_connection
 from tunnel.errors import TunnelError
 from tunnel.snapshot import SessionView, Snapshot
 
@@ -218,7 +219,7 @@ async def test_a_stream_arrives_in_chunks_and_ends(where: HostPort) -> None:
 async def test_a_reader_that_hangs_up_ends_its_stream() -> None:
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, theirs, Site(make_source(), MORE))
+        nursery.start_soon(serve_connection, theirs, Site(make_source(), MORE).answer)
         await ours.send_all(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await ours.receive_some(1)
         await ours.aclose()
@@ -244,14 +245,14 @@ async def test_garbage_is_answered_400_and_the_server_goes_on(
 
 
 async def test_a_head_over_the_bound_is_refused_in_one_piece_or_many(where: HostPort) -> None:
-    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Padding: " + b"x" * admin.MAX_HEAD_BYTES
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Padding: " + b"x" * admin_http.MAX_HEAD_BYTES
     assert (await say(where, head + b"\r\n\r\n")).startswith(b"HTTP/1.1 431 ")
     assert (await say(where, head)).startswith(b"HTTP/1.1 431 ")
 
 
 async def test_a_body_over_the_bound_is_refused_announced_or_chunked(where: HostPort) -> None:
     head = b"POST /retry HTTP/1.1\r\nHost: localhost\r\n"
-    announced = b"Content-Length: %d\r\n\r\n" % (admin.MAX_BODY_BYTES + 1)
+    announced = b"Content-Length: %d\r\n\r\n" % (admin_http.MAX_BODY_BYTES + 1)
     assert (await say(where, head + announced)).startswith(b"HTTP/1.1 413 ")
     chunk = b"8000\r\n" + bytes(0x8000) + b"\r\n"
     assert (await say(where, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 3)).startswith(b"HTTP/1.1 413 ")
@@ -288,7 +289,7 @@ async def test_a_silent_peer_is_cut(autojump_clock: MockClock, sent: bytes, answ
     ours, theirs = memory_stream_pair()
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, theirs, Site(make_source()))
+        nursery.start_soon(serve_connection, theirs, Site(make_source()).answer)
         await ours.send_all(sent)
         got = await read_all(ours)  # until their end of stream; the server closes a little later
     assert got.startswith(answer)
@@ -306,7 +307,7 @@ async def test_a_slow_head_is_cut_five_seconds_after_it_began(autojump_clock: Mo
             await trio.sleep(1)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, theirs, Site(make_source()))
+        nursery.start_soon(serve_connection, theirs, Site(make_source()).answer)
         nursery.start_soon(drip, ours)
         assert (await read_all(ours)).startswith(b"HTTP/1.1 408 ")
         ended.append(trio.current_time())
@@ -317,16 +318,16 @@ async def test_a_slow_head_is_cut_five_seconds_after_it_began(autojump_clock: Mo
 async def test_a_reader_that_stops_reading_is_cut_by_the_write_deadline(autojump_clock: MockClock) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()  # holds nothing: a send waits for its reader
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, theirs, Site(make_source(), MORE))
+        nursery.start_soon(serve_connection, theirs, Site(make_source(), MORE).answer)
         await ours.send_all(b"GET /flood HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await ours.receive_some(100_000)
-    assert trio.current_time() == admin.WRITE_SECONDS
+    assert trio.current_time() == admin_http.WRITE_SECONDS
 
 
 async def test_connections_over_the_bound_are_closed_at_once_and_room_comes_back(
     where: HostPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admin, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(admin_http, "MAX_CONNECTIONS", 2)
     holding = [await trio.open_tcp_stream(where.host, where.port) for _ in range(2)]
     for stream in holding:  # an answer proves that the server has taken it
         await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")

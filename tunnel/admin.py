@@ -1,48 +1,27 @@
-"""The admin address: a small HTTP/1.1 server over h11, the same for a server and a client.
+"""The admin address: what it answers, and to whom; the same for a server and a client. `admin_http` speaks for it.
 
 It shows what `AdminSource` hands it and knows neither sessions nor relay. Reading needs no credentials and is meant for
 loopback; writing needs the admin token. Browsers are kept out by checks of Host (DNS rebinding) and Origin, and by
-answering no CORS request. Every connection is a task of its own behind a wall: what goes wrong there ends there.
+answering no CORS request.
 """
 
 import errno
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-import h11
 import trio
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 
 from tunnel.addresses import HostPort, is_ip, parse_host_port
+from tunnel.admin_http import Request, Response, error_response, json_response, serve_http
 from tunnel.errors import TunnelError
 from tunnel.snapshot import Snapshot
 
-MAX_CONNECTIONS = 64  # a person, a few scrapers and dashboards; each costs at most a head, a body and an answer
-MAX_HEAD_BYTES = 16 * 1024
-HEAD_SECONDS = 5.0  # from the connection, or from the first byte on a kept-alive one, to the end of the head
-MAX_BODY_BYTES = 64 * 1024
-BODY_SECONDS = 5.0
-IDLE_SECONDS = 30.0  # between two requests; a Prometheus scrapes every 15 s and keeps its connection
-WRITE_SECONDS = 30.0  # a whole answer, or one chunk of a stream
-LINGER_SECONDS = 1.0  # to let a peer read why it is cut off, before what it still sends would reset the connection
-ACCEPT_PAUSE = 0.1  # seconds; descriptors may be free again then, and until then accepting would spin
-_READ_BYTES = 4096
-
 _SAFE = ("GET", "HEAD")
-_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-}
-
 log = logging.getLogger(__name__)
-
-Send = Callable[[bytes], Awaitable[None]]
 
 
 @frozen
@@ -62,40 +41,12 @@ class AdminSource:
 
 
 @frozen
-class Request:
-    """A complete request. Header names are lower case; a header that came twice is joined with a comma."""
-
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@frozen
-class Response:
-    """An answer. With `stream` the body is whatever that sends until it returns; it is cancelled when the peer leaves,
-    and the connection closes after it. `headers` (lower case) override the defaults, such as the CSP."""
-
-    status: int = 200
-    body: bytes = b""
-    content_type: str = "text/plain; charset=utf-8"
-    headers: Mapping[str, str] = Factory(dict)
-    stream: Callable[[Send], Awaitable[None]] | None = None
-
-
-@frozen
 class Route:
     """`method` is GET (HEAD comes with it) or one that writes; a writer is called only after token and Origin."""
 
     method: str
     path: str
     handler: Callable[[Request], Awaitable[Response]]
-
-
-def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    body = json.dumps(value, separators=(",", ":")).encode() + b"\n"
-    return Response(status, body, "application/json", headers or {})
 
 
 async def bind_admin(where: HostPort, *, asked_for: bool) -> list[trio.SocketListener]:
@@ -132,49 +83,7 @@ async def serve_admin(
 
     `more` routes stand beside our own. No request can make this raise.
     """
-    site = Site(source, more)
-    async with trio.open_nursery() as connections:
-        for listener in listeners:
-            connections.start_soon(_accept, listener, site, connections, name="admin listener")
-        task_status.started()
-
-
-async def _accept(listener: trio.SocketListener, site: "Site", connections: trio.Nursery) -> None:
-    is_failing = False
-    async with listener:
-        while True:
-            try:
-                stream = await listener.accept()
-            except OSError as exc:  # EMFILE and its like, or a firewall's verdict on one peer
-                if not is_failing:  # once per bout, not ten times a second
-                    log.warning("admin.accept_failed", extra={"error": str(exc)})
-                is_failing = True
-                await trio.sleep(ACCEPT_PAUSE)
-                continue
-            is_failing = False
-            if site.connections >= MAX_CONNECTIONS:
-                await trio.aclose_forcefully(stream)
-                continue
-            site.connections += 1  # here and not in the task: a burst is accepted before the first task runs
-            connections.start_soon(_serve_accepted, stream, site, name="admin connection")
-
-
-async def _serve_accepted(stream: trio.SocketStream, site: "Site") -> None:
-    try:
-        await serve_connection(stream, site)
-    finally:
-        site.connections -= 1
-
-
-async def serve_connection(stream: trio.abc.HalfCloseableStream, site: "Site") -> None:
-    """Answer one peer's requests, then close `stream`. Only cancellation comes out of here."""
-    try:
-        async with stream:
-            await _Connection(stream, site).run()
-    except* (OSError, trio.BrokenResourceError, trio.TooSlowError) as group:
-        log.debug("admin.connection_lost", extra={"error": repr(group.exceptions[0])})
-    except* Exception:
-        log.exception("admin.connection_crashed")
+    await serve_http(listeners, Site(source, more).answer, task_status=task_status)
 
 
 class Site:
@@ -183,25 +92,25 @@ class Site:
     def __init__(self, source: AdminSource, more: Iterable[Route] = ()) -> None:
         self._source = source
         self._routes = (*_own_routes(source), *more)
-        self.connections = 0  # open ones; counted up by the accepting task, down by each connection's
 
     async def answer(self, request: Request) -> Response:
         if not self._is_our_host(request.headers.get("host")):
-            return _error(421, "this Host is not served here; use the IP address or localhost")
+            return error_response(421, "this Host is not served here; use the IP address or localhost")
         methods = {route.method: route.handler for route in self._routes if route.path == request.path}
         if not methods:
-            return _error(404, f"nothing at this path; there are {', '.join(sorted({r.path for r in self._routes}))}")
+            paths = ", ".join(sorted({route.path for route in self._routes}))
+            return error_response(404, f"nothing at this path; there are {paths}")
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
             allowed = sorted({*methods, "HEAD"} if "GET" in methods else methods)
-            return _error(405, f"use {' or '.join(allowed)} here", headers={"allow": ", ".join(allowed)})
+            return error_response(405, f"use {' or '.join(allowed)} here", headers={"allow": ", ".join(allowed)})
         if request.method not in _SAFE and (refusal := self._refuse_write(request)):
             return refusal
         try:
             return await handler(request)
         except Exception:
             log.exception("admin.handler_failed", extra={"path": request.path})
-            return _error(500, "internal error; the log has the details")
+            return error_response(500, "internal error; the log has the details")
 
     def _is_our_host(self, host: str | None) -> bool:
         if host is None:  # h11 lets only HTTP/1.0 do without: probes, never a browser
@@ -215,20 +124,16 @@ class Site:
     def _refuse_write(self, request: Request) -> Response | None:
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
         if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
-            return _error(403, "requests of another origin are refused")
+            return error_response(403, "requests of another origin are refused")
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         ours, theirs = self._source.token.encode(), token.strip().encode()
         if scheme.lower() != "bearer" or not ours or not hmac.compare_digest(ours, theirs):
-            return _error(
+            return error_response(
                 401,
                 "this needs the admin token: Authorization: Bearer and the content of admin.token",
                 headers={"www-authenticate": 'Bearer realm="trio-tunnel admin"'},
             )
         return None
-
-
-def _error(status: int, text: str, *, headers: Mapping[str, str] | None = None) -> Response:
-    return json_response({"error": text}, status=status, headers=headers)
 
 
 def _own_routes(source: AdminSource) -> tuple[Route, ...]:
@@ -248,13 +153,13 @@ def _own_routes(source: AdminSource) -> tuple[Route, ...]:
             body = None
         name = body.get("name") if isinstance(body, dict) else None
         if not isinstance(name, str) or not name:
-            return _error(400, 'send a JSON object such as {"name": "web"}')
+            return error_response(400, 'send a JSON object such as {"name": "web"}')
         try:
             return json_response({"restarted": source.retry(name)})
         except LookupError as exc:
-            return _error(404, _words(exc, "no proxy has this name"))
+            return error_response(404, _words(exc, "no proxy has this name"))
         except ValueError as exc:
-            return _error(409, _words(exc, "several clients have a proxy of this name; say CLIENT/NAME"))
+            return error_response(409, _words(exc, "several clients have a proxy of this name; say CLIENT/NAME"))
 
     return (
         Route("GET", "/stats", stats),
@@ -266,140 +171,3 @@ def _own_routes(source: AdminSource) -> tuple[Route, ...]:
 
 def _words(exc: Exception, otherwise: str) -> str:
     return str(exc.args[0]) if exc.args and str(exc.args[0]) else otherwise  # str() of a KeyError would add quotes
-
-
-class _Unusable(Exception):
-    """The peer's request ends its connection, after `response` if there is one."""
-
-    def __init__(self, response: Response) -> None:
-        super().__init__(response.status)
-        self.response = response
-
-
-class _Connection:
-    """One peer: read a request, answer, again; h11 keeps the law of what may follow what."""
-
-    def __init__(self, stream: trio.abc.HalfCloseableStream, site: Site) -> None:
-        self._stream = stream
-        self._site = site
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-        self._received = 0  # bytes of this request
-
-    async def run(self) -> None:
-        try:
-            request = await self._read_request()
-            while request is not None:
-                await self._send(request, await self._site.answer(request))
-                if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
-                    return
-                self._http.start_next_cycle()
-                request = await self._read_request() if await self._wait_next() else None
-        except _Unusable as exc:
-            await self._part(exc.response)
-        except h11.RemoteProtocolError as exc:
-            hint = exc.error_status_hint
-            await self._part(_error(hint, "the head is too large" if hint == 431 else "this is not an HTTP request"))
-
-    async def _wait_next(self) -> bool:
-        """True once the next request begins, False when the peer keeps silent or leaves."""
-        leftover, _ = self._http.trailing_data
-        self._received = len(leftover)
-        if leftover:
-            return True
-        with trio.move_on_after(IDLE_SECONDS):
-            return bool(await self._receive())
-        return False
-
-    async def _read_request(self) -> Request | None:
-        event = None
-        with trio.move_on_after(HEAD_SECONDS) as head:
-            event = await self._next_event()
-        if head.cancelled_caught and self._received:
-            raise _Unusable(_error(408, f"the head took longer than {HEAD_SECONDS:.0f} s"))
-        if not isinstance(event, h11.Request):  # left, or never said a word
-            return None
-        if self._received > MAX_HEAD_BYTES and len(b"".join(map(b"".join, event.headers))) > MAX_HEAD_BYTES:
-            raise _Unusable(_error(431, "the head is too large"))  # came in one piece, so h11 never saw it incomplete
-        headers: dict[str, str] = {}
-        for raw_name, raw_value in event.headers:
-            name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        body = await self._read_body(headers)
-        target = event.target.decode("ascii")
-        if not target.startswith("/"):
-            raise _Unusable(_error(400, "only targets that begin with / are served"))
-        path, _, query = target.partition("?")
-        return Request(event.method.decode("ascii"), path, query, headers, body)
-
-    async def _read_body(self, headers: Mapping[str, str]) -> bytes:
-        if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:  # h11 has checked that it is a number
-            raise _Unusable(_error(413, f"the body is larger than {MAX_BODY_BYTES} bytes"))
-        body = bytearray()
-        with trio.move_on_after(BODY_SECONDS):
-            if self._http.they_are_waiting_for_100_continue:
-                await self._write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
-            while isinstance(event := await self._next_event(), h11.Data):
-                body += event.data
-                if len(body) > MAX_BODY_BYTES:
-                    raise _Unusable(_error(413, f"the body is larger than {MAX_BODY_BYTES} bytes"))
-            return bytes(body)
-        raise _Unusable(_error(408, f"the body took longer than {BODY_SECONDS:.0f} s"))
-
-    async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        while True:
-            try:
-                event = self._http.next_event()
-            except ValueError as exc:  # h11 calls int() on a Content-Length of any number of digits
-                raise h11.RemoteProtocolError("absurd Content-Length") from exc
-            if event is not h11.NEED_DATA:
-                return event
-            await self._receive()
-
-    async def _receive(self) -> int:
-        data = await self._stream.receive_some(_READ_BYTES)
-        self._http.receive_data(bytes(data))
-        self._received += len(data)
-        return len(data)
-
-    async def _send(self, request: Request | None, response: Response) -> None:
-        headers = {**_HEADERS, "content-type": response.content_type}
-        if response.stream is None:
-            headers["content-length"] = str(len(response.body))
-        else:
-            headers["connection"] = "close"
-        headers.update(response.headers)
-        head = self._http.send(h11.Response(status_code=response.status, headers=list(headers.items())))
-        if request is None or request.method != "HEAD":
-            if response.stream is not None:
-                await self._write(head)
-                return await self._run_stream(response.stream)
-            head = (head or b"") + (self._http.send(h11.Data(data=response.body)) or b"")
-        return await self._write(head, self._http.send(h11.EndOfMessage()))
-
-    async def _run_stream(self, produce: Callable[[Send], Awaitable[None]]) -> None:
-        async def send(chunk: bytes) -> None:
-            await self._write(self._http.send(h11.Data(data=chunk)))
-
-        async with trio.open_nursery() as streaming:
-            streaming.start_soon(self._wait_hangup, streaming.cancel_scope)
-            await produce(send)
-            await self._write(self._http.send(h11.EndOfMessage()))
-            streaming.cancel_scope.cancel(reason="stream ended")
-
-    async def _wait_hangup(self, streaming: trio.CancelScope) -> None:
-        await self._stream.receive_some(1)  # nothing may follow on this connection, so a byte means as much as an end
-        streaming.cancel(reason="peer hung up")
-
-    async def _write(self, *pieces: bytes | None) -> None:
-        with trio.fail_after(WRITE_SECONDS):
-            await self._stream.send_all(b"".join(piece or b"" for piece in pieces))
-
-    async def _part(self, response: Response) -> None:
-        """Say why, and let the peer read it: closing with unread bytes would reset the connection under the answer."""
-        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            return
-        await self._send(None, Response(response.status, response.body, response.content_type, {"connection": "close"}))
-        await self._stream.send_eof()
-        with trio.move_on_after(LINGER_SECONDS):
-            while await self._stream.receive_some(_READ_BYTES):
-                pass
