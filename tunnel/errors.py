@@ -64,9 +64,10 @@ class LocalProtocolError(TunnelError):
 class PeerLost(TunnelError):
     """The peer, or the way to it, is gone: nothing answered, or what answered broke off."""
 
-    def __init__(self, message: str, *, answered: bool = False) -> None:
+    def __init__(self, message: str, *, answered: bool = False, errno: int | None = None) -> None:
         super().__init__(message)
         self.answered = answered
+        self.errno = errno  # of the system call that failed, where one did
 
 
 @asynccontextmanager

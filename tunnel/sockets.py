@@ -118,7 +118,8 @@ async def dial_tcp(where: HostPort) -> socket.socket:
     try:
         stream = await trio.open_tcp_stream(where.host, where.port)
     except OSError as exc:
-        raise PeerLost(f"cannot reach {where}: {_plain(exc)}") from exc
+        told = _first_cause(exc)
+        raise PeerLost(f"cannot reach {where}: {_plain(told)}", errno=told.errno) from exc
     except UnicodeError as exc:  # an empty or an endless label
         raise PeerLost(f"cannot reach {where}: no name can be spelled like that") from exc
     raw = stream.socket
@@ -128,14 +129,18 @@ async def dial_tcp(where: HostPort) -> socket.socket:
     return sock
 
 
+def _first_cause(exc: OSError) -> OSError:
+    """Happy eyeballs bring one error for each address tried; they mostly agree."""
+    cause: BaseException | None = exc.__cause__
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause if isinstance(cause, OSError) else exc
+
+
 def _plain(exc: OSError) -> str:
     if isinstance(exc, socket.gaierror):
         return f"the name cannot be resolved ({exc.strerror})"
-    cause: BaseException | None = exc.__cause__
-    while isinstance(cause, BaseExceptionGroup):  # happy eyeballs: one error for each address tried; they mostly agree
-        cause = cause.exceptions[0]
-    told = cause if isinstance(cause, OSError) else exc
-    return os.strerror(told.errno) if told.errno else str(told)  # Trio's own text repeats the address
+    return os.strerror(exc.errno) if exc.errno else str(exc)  # Trio's own text repeats the address
 
 
 def family_of(addr: str) -> int:

@@ -14,7 +14,7 @@ from tunnel.addresses import HostPort, Target, parse_target
 from tunnel.backoff import RetryPolicy
 from tunnel.client import targets as targets_module
 from tunnel.client.channels import Tickets
-from tunnel.client.targets import SETS_KEPT, ProxyRoute, RouteTable
+from tunnel.client.targets import SETS_KEPT, ProxyRoute, RouteTable, dial_target
 from tunnel.config import HealthCheck, ProxyConfig
 from tunnel.errors import PeerLost
 from tunnel.frames import Abort
@@ -137,8 +137,9 @@ class Stream:
         self.engine = Engine()
         self.dialling: trio.CancelScope | None = None
 
-    def dial(self, family: int, address: object) -> None:
+    def dial(self, family: int, address: object) -> bool:
         self.asked.append(("dial", family, address))
+        return True
 
     def connected(self, sock: object, entry: object = None) -> None:
         self.asked.append(("connected", trio.current_time()))
@@ -169,15 +170,16 @@ async def test_without_a_session_a_dial_that_waits_is_refused() -> None:
 
 def lost(number: int) -> PeerLost:
     cause = OSError(number, "Connection refused" if number == errno.ECONNREFUSED else "No route to host")
-    problem = PeerLost(f"cannot reach nas:80: {cause.strerror}")
-    problem.__cause__ = cause
-    return problem
+    return PeerLost(f"cannot reach nas:80: {cause.strerror}", errno=number)
 
 
 DIALS: dict[str, tuple[list[float | Exception], tuple[Any, ...]]] = {
     "answers": ([1.0], ("connected", 1.0)),
     "refuses": ([lost(errno.ECONNREFUSED)], ("refuse", Abort.DIAL_REFUSED, 0.0)),
-    "unix socket refuses": ([ConnectionRefusedError()], ("refuse", Abort.DIAL_REFUSED, 0.0)),
+    "unix socket refuses": (
+        [ConnectionRefusedError(errno.ECONNREFUSED, "refused")],
+        ("refuse", Abort.DIAL_REFUSED, 0.0),
+    ),
     "unreachable": ([lost(errno.EHOSTUNREACH)], ("refuse", Abort.DIAL_FAILED, 0.0)),
     "no such socket": ([FileNotFoundError()], ("refuse", Abort.DIAL_FAILED, 0.0)),
     "tls breaks": ([trio.BrokenResourceError()], ("refuse", Abort.DIAL_FAILED, 0.0)),
@@ -280,3 +282,24 @@ async def test_a_dial_of_a_session_that_ends_is_over(
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
     assert (stream.asked, trio.current_time()) == ([], 1)
+
+
+async def test_a_unix_socket_whose_backlog_is_full_is_dialled_again_until_there_is_room(tmp_path):
+    """B26: the kernel neither waits nor says when there is room."""
+    path = str(tmp_path / "full.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        first = await dial_target(Target("unix", path))
+        with first:
+            late: list[socket.socket] = []
+
+            async def dial() -> None:
+                late.append(await dial_target(Target("unix", path)))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(dial)
+                await trio.sleep(0.05)
+                assert late == []
+                listener.accept()[0].close()
+            late[0].close()

@@ -164,16 +164,23 @@ async def test_a_unix_target_works_and_a_missing_one_is_refused(poller, tmp_path
             assert rig.client_engine.errors == 0
 
 
-async def test_a_unix_target_with_a_full_backlog_is_a_failed_dial(poller, tmp_path):
+async def test_a_unix_target_with_a_full_backlog_is_left_to_be_dialled_again(poller, tmp_path):
     """connect() answers EAGAIN there and will never become connected: waiting for it would take it for done."""
+
+    class BusyRoute(LiteralRoute):
+        def dial(self, stream: stream_module.Stream) -> None:
+            assert not stream.dial(self.family, self.address)
+            assert (stream.alive, stream.connecting, stream.sock) == (True, False, None)
+            stream.refuse(Abort.DIAL_TIMEOUT)
+
     path = str(tmp_path / "target.sock")
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(path)
         listener.listen(0)
         first.connect(path)
-        async with open_rig(poller, LiteralRoute(path, socket.AF_UNIX)) as rig, await rig.visit() as visitor:
+        async with open_rig(poller, BusyRoute(path, socket.AF_UNIX)) as rig, await rig.visit() as visitor:
             assert await saw_reset(visitor)
-            assert rig.tally.refused == rig.route.tally.refused == {"dial_failed": 1}
+            assert rig.tally.refused == rig.route.tally.refused == {"dial_timeout": 1}
 
 
 async def test_a_target_over_ipv6_and_an_ipv6_listener(poller):

@@ -126,10 +126,13 @@ class Client:
         if session is None or self.connection.state != "connected":
             return
         self._drained("this client is stopping; visitors inside may finish")
-        with trio.move_on_after(grace_seconds):
-            await session.withdraw()
-            await session.relay.wait_empty()
-        await session.say_goodbye()
+        try:
+            with trio.move_on_after(grace_seconds):
+                await session.withdraw()
+                await session.relay.wait_empty()
+            await session.say_goodbye()
+        except PeerLost as exc:  # it went first, or does not read
+            log.info("stopping without a goodbye: %s", exc)
 
     # What happened
 

@@ -1,5 +1,6 @@
 """Where streams go on the client's side. Only this config names a target; the server names a proxy by index."""
 
+import errno
 import logging
 import socket
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from tunnel.tls import TlsStream, target_context
 
 log = logging.getLogger(__name__)
 
+UNIX_RETRY_SECONDS = 0.01
 SETS_KEPT = 16  # versions of the proxy set an OPEN may still name: it can cross a change, hardly sixteen
 
 
@@ -39,9 +41,9 @@ class ProxyRoute:
 
     def dial(self, stream: Stream) -> None:
         """A literal address is dialled in the relay; what must wait is a short task that ends in a connected socket."""
-        if self._literal is not None:
-            stream.dial(*self._literal)
-        elif self.dials is not None:
+        if self._literal is not None and stream.dial(*self._literal):
+            return
+        if self.dials is not None:
             stream.dialling = trio.CancelScope()  # before the task begins: its stream may be over by then
             self.dials.start_soon(self._dial_slowly, stream, stream.dialling, name=f"dial for {self.config.name}")
         else:
@@ -71,11 +73,11 @@ class ProxyRoute:
                 return
             except trio.TooSlowError:
                 reason, problem = Abort.DIAL_TIMEOUT, f"{target}: no answer in {seconds:.3g} s"
-            except ConnectionRefusedError as exc:
-                reason, problem = Abort.DIAL_REFUSED, f"{target}: {exc.strerror}"
-            except (PeerLost, OSError, trio.BrokenResourceError) as exc:
-                refused = isinstance(exc.__cause__, OSError) and "refused" in str(exc)
-                reason, problem = Abort.DIAL_REFUSED if refused else Abort.DIAL_FAILED, f"{target}: {exc}"
+            except trio.BrokenResourceError as exc:
+                reason, problem = Abort.DIAL_FAILED, f"{target}: {exc}"
+            except (PeerLost, OSError) as exc:
+                reason = Abort.DIAL_REFUSED if exc.errno == errno.ECONNREFUSED else Abort.DIAL_FAILED
+                problem = f"{target}: {exc}"
         if problem != self._said:  # not once for each visitor
             self._said = problem
             log.warning("a visitor of proxy '%s' was refused: %s", self.config.name, problem)
@@ -102,14 +104,28 @@ async def connect_target(target: Target, stream: Stream) -> None:
 async def dial_target(target: Target) -> socket.socket:
     """A connected, non-blocking socket to where `target` is, TLS not begun."""
     if target.kind == "unix":
-        unix = await trio.open_unix_socket(target.host)
-        trio.lowlevel.notify_closing(unix.socket)
-        sock = socket.socket(fileno=unix.socket.detach())
-        sock.setblocking(False)
-    else:
-        sock = await dial_tcp(HostPort(target.host, target.port))
-        no_delay(sock)
+        return await _dial_unix(target.host)
+    sock = await dial_tcp(HostPort(target.host, target.port))
+    no_delay(sock)
     return sock
+
+
+async def _dial_unix(path: str) -> socket.socket:
+    """Again and again while the backlog is full: unlike TCP's, the kernel does not wait for room, and says no event."""
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.connect(path)
+            await trio.lowlevel.checkpoint()
+        except BlockingIOError:
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+        await trio.sleep(UNIX_RETRY_SECONDS)
 
 
 class RouteTable:

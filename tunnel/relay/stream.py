@@ -236,18 +236,23 @@ class Stream:
 
     # Local side: dialling a literal address
 
-    def dial(self, family: int, address: "tuple[str, int] | str") -> None:
-        """Connect to a literal address without waiting; refuses the stream if that fails now or later."""
+    def dial(self, family: int, address: "tuple[str, int] | str") -> bool:
+        """Connect to a literal address without waiting; refuses the stream if that fails now or later.
+
+        False, and nothing is changed, for a Unix socket whose backlog is full: that has to be tried again later.
+        """
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
         except OSError as exc:  # out of descriptors
             self.dial_failed(exc.errno or 0)
-            return
+            return True
         code = _begin_connecting(sock, family, address)
         if code not in (0, errno.EINPROGRESS):
             sock.close()
+            if code == errno.EAGAIN:
+                return False
             self.dial_failed(code)
-            return
+            return True
         engine = self.session.engine
         if code:
             self.connecting = True
@@ -256,6 +261,7 @@ class Stream:
         self.attach(sock)
         if not code:
             self.ready()
+        return True
 
     def _dialled(self, event: int) -> None:
         assert self.sock is not None

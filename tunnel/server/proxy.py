@@ -19,6 +19,8 @@ from tunnel.snapshot import ProxyView, utc_now
 
 log = logging.getLogger(__name__)
 
+STEADY_SECONDS = 1.0  # a listener that lasted so long is bound again at once
+
 
 class Holding(Protocol):
     """A bound, listening and accepting address."""
@@ -106,6 +108,7 @@ class Proxy:
     async def _hold_address(self) -> None:
         while True:
             holding = self._holding = await self._bind()
+            held_since = trio.current_time()
             try:
                 self.where = holding.where
                 self._report_listening()
@@ -114,7 +117,11 @@ class Proxy:
                 self._holding = None
                 holding.release()
             log.warning("Proxy '%s' lost its listener on %s: %s", self.spec.name, self.where, why)
-            self._set(Status.UNHEALTHY, Reason.LISTENER_LOST, f"The listener on {self.where} was lost: {why}", after=0)
+            # One that is lost again and again is bound no faster than a taken port is tried.
+            pause = self._policy.initial_delay if trio.current_time() - held_since < STEADY_SECONDS else 0.0
+            message = f"The listener on {self.where} was lost: {why}"
+            self._set(Status.UNHEALTHY, Reason.LISTENER_LOST, message, after=pause)
+            await trio.sleep(pause)
 
     async def _bind(self) -> Holding:
         """The bind-retry loop: returns once the address is ours; waits here for ever once it has given up."""
