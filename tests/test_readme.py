@@ -1,0 +1,51 @@
+"""What the README says is true: its example runs, its commands and words exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from tunnel.cli import cli
+from tunnel.messages import Reason, Status
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def block(name: str) -> str:
+    """The code block behind ``<!-- name -->``."""
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+@pytest.mark.slow
+def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
+    script = tmp_path / "example.py"
+    script.write_text(block("example"))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^web healthy None \d+$", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_demo_and_tests_are_one_line_each_and_set_everything_up() -> None:
+    for name, end in (("demo", ".venv/bin/trio-tunnel demo"), ("tests", ".venv/bin/python -m tests")):
+        (line,) = block(name).strip().splitlines()
+        assert line.startswith("python3 -m venv .venv && ")
+        assert line.endswith(f" && {end}")
+
+
+def test_every_command_of_the_table_exists_and_every_command_is_in_it() -> None:
+    table = README[README.index("| command |") : README.index("`PUBLISH` is")]
+    named = {row.split("`")[1].split()[0] for row in table.splitlines()[2:] if row.startswith("| `")}
+    assert named == set(cli.commands)
+    assert all(isinstance(command, click.Command) for command in cli.commands.values())
+
+
+def test_statuses_and_reasons_it_names_are_those_of_the_wire() -> None:
+    table = README[README.index("| status |") : README.index("`attempt` counts")]
+    assert {row.split("`")[1] for row in table.splitlines()[2:] if row.startswith("| `")} == set(Status)
+    codes = set(re.findall(r"`(\w+)`", table)) - set(Status) - {"reason", "retry_after_seconds"}
+    assert codes <= set(Reason)
