@@ -109,8 +109,8 @@ class ClientSession:
             raise _only_cause(group) from group
 
     async def _serve(self) -> Goodbye:
-        await self._control.send(Hello(PROTOCOL_VERSION, __version__))
         with trio.move_on_after(WELCOME_SECONDS) as waiting:
+            await self._control.send(Hello(PROTOCOL_VERSION, __version__))
             welcome = await self._receive()
         if waiting.cancelled_caught:
             raise PeerLost("the server did not answer the greeting", answered=True)
