@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tunnel.addresses import HostPort, PortRange, Target
 from tunnel.backoff import RetryPolicy
 from tunnel.client_file import CHECK_TYPES
-from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, ProxyConfig, ServerConfig
+from tunnel.config import DATA_CHANNELS, ClientConfig, Grant, HealthCheck, Limits, ProxyConfig, ServerConfig
 from tunnel.config_file import (
     CLIENT_KEYS,
     SERVER_KEYS,
@@ -149,7 +149,7 @@ def test_a_server_file_with_every_key_gives_just_that(folder: Path) -> None:
         max_visitors=20,
     )
     assert load_server(write(folder, FULL_SERVER)) == ServerConfig(
-        bind=HostPort("::1", 9443),
+        listen=(HostPort("::1", 9443),),
         state_dir=folder / "state",
         cert_file=folder / "cert.pem",
         key_file=folder / "key.pem",
@@ -164,7 +164,7 @@ def test_a_client_file_with_every_key_gives_just_that(folder: Path) -> None:
     check = HealthCheck("http", "/healthz?deep=1", (200, 204), "www.example.com", 1, 0.5, 2, 3)
     targets = (Target("tls", "::1", 8080), Target("unix", "/run/web"))
     assert load_client(write(folder, FULL_CLIENT)) == ClientConfig(
-        server=HostPort("tunnel.example.com", 9443),
+        servers=(HostPort("tunnel.example.com", 9443),),
         token=TOKEN,
         pin=b"\x0f" * 32,
         ca_file=folder / "ca.pem",
@@ -174,7 +174,7 @@ def test_a_client_file_with_every_key_gives_just_that(folder: Path) -> None:
         ),
         admin=HostPort("127.0.0.1", 8480),
         state_dir=folder / "state",
-        data_channels=3,
+        data_channels=attrs.evolve(DATA_CHANNELS, min=3),
         limits=Limits(dial_seconds=4.5),
     )
 
@@ -212,7 +212,7 @@ def test_every_example_in_what_init_writes_can_be_uncommented(folder: Path, kind
 
 @pytest.mark.parametrize("text", ["\ufeffbind_port = 1", "bind_port = 1\r\n[limits]\r\n"])
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(folder: Path, text: str) -> None:
-    assert load_server(write(folder, text)).bind.port == 1
+    assert load_server(write(folder, text)).listen[0].port == 1
 
 
 # What is refused
@@ -567,7 +567,7 @@ def test_options_of_connect_go_over_the_file(folder: Path) -> None:
     )
     text = FULL_CLIENT.replace('"home.token"', '"missing.token"')
     config = load_client(write(folder, text), options)
-    assert (config.server, config.token, config.admin) == (HostPort("::1", 8443), "another", None)
+    assert (config.servers[0], config.token, config.admin) == (HostPort("::1", 8443), "another", None)
     assert [(proxy.name, str(proxy.publish), *map(str, proxy.targets)) for proxy in config.proxies] == [
         ("ssh", "0.0.0.0:0", "127.0.0.1:22"),
         ("web", "0.0.0.0:9001", "127.0.0.1:9000"),
@@ -577,13 +577,13 @@ def test_options_of_connect_go_over_the_file(folder: Path) -> None:
 
 def test_connect_needs_no_file() -> None:
     config = load_client(None, ClientOptions(server="a", proxies=("web=1:2",), token=TOKEN))
-    assert (config.server, config.token, config.admin) == (HostPort("a", 8443), TOKEN, None)
+    assert (config.servers[0], config.token, config.admin) == (HostPort("a", 8443), TOKEN, None)
 
 
 def test_options_of_serve_go_over_the_file(folder: Path) -> None:
     options = ServerOptions(listen="localhost:0", admin="off", state_dir=folder)
     config = load_server(write(folder, FULL_SERVER), options)
-    assert (config.bind, config.admin, config.state_dir) == (HostPort("localhost", 0), None, folder)
+    assert (config.listen, config.admin, config.state_dir) == ((HostPort("localhost", 0),), None, folder)
     asked = load_server(None, ServerOptions(admin="127.0.0.1:8480"))
     assert (asked.admin, asked.admin_required) == (HostPort("127.0.0.1", 8480), True)
 

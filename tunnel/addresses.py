@@ -24,11 +24,19 @@ class HostPort:
 
 @frozen
 class Target:
-    """What a client dials for a proxy: `kind` is ``tcp``, ``tls`` or ``unix``; `host` is the path for ``unix``."""
+    """What a client dials for a proxy: `kind` is ``tcp``, ``tls`` or ``unix``; `host` is the path for ``unix``.
+
+    `weight` is its share among several; a `backup` is asked when no other can be had. `connect_to` is where to connect
+    instead of `host` and `port` (which still give the name that TLS asks for, unless `server_name` does).
+    """
 
     kind: str
     host: str
     port: int = 0
+    weight: int = 1
+    backup: bool = False
+    connect_to: HostPort | None = None
+    server_name: str = ""
 
     def __str__(self) -> str:
         if self.kind == "unix":

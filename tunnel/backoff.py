@@ -38,6 +38,26 @@ class RetryPolicy:
             made += 1
 
 
+@frozen
+class LinearPolicy:
+    """Waits that grow by `step` seconds each time, the first retry at once: 0, 1, 2, 3 s (the second seed's).
+
+    `max_retries` None means for ever.
+    """
+
+    step: float = field(default=1.0, validator=validators.ge(0))
+    max_retries: int | None = field(default=4)
+
+    def delays(self, rand: Callable[[], float] = random.random) -> Iterator[float]:
+        """Yield the wait before each retry. Ends when the retries are used up. `rand` is there for the likeness."""
+        made = 0
+        while self.max_retries is None or made < self.max_retries:
+            yield self.step * made
+            made += 1
+
+
+Policy = RetryPolicy | LinearPolicy
+
 # The server answered and broke off, or said it was busy: at once, then 1 s doubling to 30 s with full jitter.
 RECONNECT = RetryPolicy(initial_delay=1.0, factor=2.0, max_delay=30.0, max_retries=None, jitter=1.0)
 # Token, pin or certificate refused: only a person can mend that, so slowly; 30 s growing to 5 min.

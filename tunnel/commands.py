@@ -139,7 +139,7 @@ def run_connect(config: ClientConfig, *, once: bool, as_json: bool, log_format: 
     def snapshot() -> Snapshot:
         return clients[0].snapshot() if clients else Snapshot("client", "", ())
 
-    view = make_view("json" if as_json else "auto", server=str(config.server), snapshot=snapshot)
+    view = make_view("json" if as_json else "auto", server=str(config.servers[0]), snapshot=snapshot)
     on_screen = isinstance(view, TableView) and sys.stderr.isatty()
     with logs.configure(verbose, log_format, stream=view.log_stream if on_screen else None):
         return trio.run(_connect, config, once, view, clients.append)

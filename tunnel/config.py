@@ -8,7 +8,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from tunnel.addresses import DEFAULT_PORT, HostPort, PortRange, Target
-from tunnel.backoff import RetryPolicy
+from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 
 DEFAULT_ADMIN = HostPort("127.0.0.1", 8480)
 
@@ -32,6 +32,42 @@ class Limits:
 
 
 @frozen
+class PoolConfig:
+    """How many connections a pool keeps ready, where, and for how long. Times in seconds.
+
+    Between `min` and `max` it opens as many as arrivals and the time one takes to open call for. `max` counts those
+    the pool has or will have again; one that was lent for good is its user's.
+    """
+
+    min: int = 0  # ready at any time, in all
+    min_per_address: int = 0
+    max: int = 64  # in all
+    max_per_address: int = 64
+    fill_rate: float = 50.0  # opened ahead of need, a second; a waiting user's own is not counted
+    fill_concurrency: int = 16  # being opened ahead of need at a time
+    max_age: float | None = 3600.0  # then replaced, the new one first
+    age_jitter: float = 0.1  # the share by which an age may be shorter, so that not all end at once
+    idle_limit: float | None = 60.0  # unused so long, those beyond `min` are closed
+    probe_interval: float | None = 15.0  # unused so long, one is validated again
+    open_seconds: float = 10.0  # deadline of a connection: resolve, dial, handshake
+    validate_seconds: float = 5.0  # and of its validation
+    wait_seconds: float = 10.0  # deadline of a whole request, retries among it
+    lease_seconds: float | None = None  # lent for longer, it counts as leaked
+    choice: str = "least_load"  # or "round_robin"
+    quarantine: Policy = RetryPolicy(initial_delay=1.0, factor=2.0, max_delay=30.0, max_retries=None, jitter=0.2)
+    retry: Policy = LinearPolicy(step=0.05, max_retries=3)  # within one request, before the first byte
+
+
+# Two from the start, so that bulk streams have a channel of their own (design §6); an hour is under any middlebox's
+# patience with a flow, and moving streams costs nothing.
+DATA_CHANNELS = PoolConfig(
+    min=2, min_per_address=1, max=16, max_per_address=8, fill_rate=10.0, fill_concurrency=4, idle_limit=300.0
+)
+# Nothing is dialled ahead unless `hot` says so. Services close idle connections at 60 s and more (nginx 75, Apache 5).
+HOT_TARGETS = PoolConfig(max_age=300.0, idle_limit=50.0, probe_interval=5.0)
+
+
+@frozen
 class Grant:
     """One client identity at a server, and what its token allows. `token_sha256` is 32 bytes.
 
@@ -51,12 +87,12 @@ class Grant:
 class ServerConfig:
     """`trio-tunnel serve`. Without `cert_file` and `key_file` a self-signed pair is kept in `state_dir`."""
 
-    bind: HostPort = HostPort("0.0.0.0", DEFAULT_PORT)  # noqa: S104  a public server listens to all
+    listen: tuple[HostPort, ...] = (HostPort("0.0.0.0", DEFAULT_PORT),)  # noqa: S104  a public server listens to all
     state_dir: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
     clients: tuple[Grant, ...] = ()
-    bind_retry: RetryPolicy = RetryPolicy()
+    bind_retry: Policy = RetryPolicy()
     admin: HostPort | None = None
     admin_required: bool = True  # False: the default address, which nobody asked for; taken, it costs a warning only
     limits: Limits = Limits()
@@ -75,29 +111,41 @@ class HealthCheck:
     timeout: float = 3.0
     rise: int = 1
     fall: int = 2
+    jitter: float = 0.1  # the share by which an interval may be shorter
 
 
 @frozen
 class ProxyConfig:
-    """One published service: name, public address, and the targets only this client knows (the first that answers)."""
+    """One published service: name, public address, and the targets only this client knows.
+
+    When no target passes its `health_check`, `when_down` ``keep`` leaves the public port bound (visitors get a quick
+    close), ``close`` releases it until one does. `pool` says how many unused connections to the targets are kept hot
+    (`min`), how a target is chosen (`choice`), and how a dial is retried.
+    """
 
     name: str
     publish: HostPort
     targets: tuple[Target, ...]
-    bind_retry: RetryPolicy | None = None
+    bind_retry: Policy | None = None
     health_check: HealthCheck | None = None
+    when_down: str = "keep"  # or "close"
+    pool: PoolConfig = HOT_TARGETS
 
 
 @frozen
 class ClientConfig:
-    """`trio-tunnel connect`. Trust is `pin` (32 bytes), `ca_file`, both (then both must hold), or the system's CAs."""
+    """`trio-tunnel connect`. Trust is `pin` (32 bytes), `ca_file`, both (then both must hold), or the system's CAs.
 
-    server: HostPort
+    `servers` are the addresses of one server; each name may stand for several, and all are used.
+    """
+
+    servers: tuple[HostPort, ...]
     token: str = field(repr=False)
     pin: bytes | None = None
     ca_file: Path | None = None
     proxies: tuple[ProxyConfig, ...] = ()
     admin: HostPort | None = None
     state_dir: Path | None = None
-    data_channels: int = 2
+    data_channels: PoolConfig = DATA_CHANNELS
+    resolve_seconds: float = 60.0  # between look-ups of the servers' names
     limits: Limits = Limits()

@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 
 from tunnel.addresses import HostPort, parse_pin
 from tunnel.client_file import Claim, check_claims, claim_option, take_proxies, take_server
-from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
+from tunnel.config import DATA_CHANNELS, ClientConfig, ProxyConfig, ServerConfig
 from tunnel.config_sections import take_admin, take_file, take_limits, take_state_dir
 from tunnel.config_table import Findings, Spot, Table, show_value
 from tunnel.config_values import Reader, admin_listen, host_port, path_from, text, whole
@@ -77,7 +77,9 @@ def load_server(path: Path | None, options: ServerOptions | None = None) -> Serv
     admin = _option(findings, "--admin", options.admin, admin_listen)
     config = read_server(_open(findings, path, "server"), _base(path))
     findings.finish()
-    config = evolve(config, bind=listen or config.bind, state_dir=options.state_dir or config.state_dir)
+    config = evolve(
+        config, listen=(listen,) if listen else config.listen, state_dir=options.state_dir or config.state_dir
+    )
     return config if options.admin is None else evolve(config, admin=admin, admin_required=True)
 
 
@@ -185,14 +187,14 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         remedy = 'add server = "tunnel.example.com:8443"'
         _missing(table, "server", remedy, Spot("SERVER", 0, "", ""), "give HOST:PORT, or a file with -c")
     return ClientConfig(
-        server=said.server or file_server or _NO_SERVER,
+        servers=(said.server or file_server or _NO_SERVER,),
         token=_token(table, base, said.options, need_token=need_token),
         pin=said.pin or file_pin,
         ca_file=take_file(table, "ca_file", base),
         proxies=_merge(table.findings, take_proxies(table), said.claims),
         admin=file_admin if said.options.admin is None else said.admin,
         state_dir=take_state_dir(table, base),
-        data_channels=table.take("data_channels", whole(1, MAX_DATA_CHANNELS), 2),
+        data_channels=evolve(DATA_CHANNELS, min=table.take("data_channels", whole(1, MAX_DATA_CHANNELS), 2)),
         limits=take_limits(table),
     )
 

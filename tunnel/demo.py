@@ -49,7 +49,7 @@ def _nowhere() -> int:
 async def _tunnel(folder: Path, busy: socket.socket) -> AsyncIterator[tuple[Client, HostPort]]:
     """A sample service, a server, and a client that publishes the service once well and once on a taken port."""
     token = StateDir.open(folder).new_token("demo")
-    config = ServerConfig(bind=HostPort(LOOPBACK, 0), state_dir=folder)
+    config = ServerConfig(listen=(HostPort(LOOPBACK, 0),), state_dir=folder)
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, _serve_page, 0, host=LOOPBACK))
         target = Target("tcp", LOOPBACK, listeners[0].socket.getsockname()[1])
@@ -59,7 +59,7 @@ async def _tunnel(folder: Path, busy: socket.socket) -> AsyncIterator[tuple[Clie
             ProxyConfig("busy", HostPort(LOOPBACK, busy.getsockname()[1]), (target,)),
         )
         pin = certificate_pin_of_file(server.cert_file)
-        async with connect(ClientConfig(server=server.where, token=token, pin=pin, proxies=proxies)) as client:
+        async with connect(ClientConfig(servers=(server.where,), token=token, pin=pin, proxies=proxies)) as client:
             yield client, server.where
         nursery.cancel_scope.cancel(reason="the demo is over")
 

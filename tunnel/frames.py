@@ -10,6 +10,7 @@
     CREDIT  bytes             -                             both         the receiver delivered so much: send more
     RST     reason            -                             both         the stream is over, and not cleanly
     MOVE    0                 -                             both         my last frame here; I go on on another channel
+    RETIRE  0 (stream 0)      -                             client       open nothing here any more, and move away
 
 OPEN does not wait for an answer: DATA may follow at once. More payload than eight bytes in OPEN is for later versions
 and skipped. Stream ids and credit belong to the session, so a stream may use any of its channels. A sender starts
@@ -34,7 +35,7 @@ from tunnel.errors import RemoteProtocolError
 FRAME = struct.Struct("!II")
 OPEN_PAYLOAD = struct.Struct("!II")
 FRAME_HEAD = FRAME.size
-OPEN, DATA, FIN, CREDIT, RST, MOVE = (kind << 24 for kind in range(1, 7))
+OPEN, DATA, FIN, CREDIT, RST, MOVE, RETIRE = (kind << 24 for kind in range(1, 8))
 KIND_MASK, NUMBER_MASK = 0xFF000000, 0x00FFFFFF
 MAX_NUMBER = NUMBER_MASK
 MAX_OPEN_PAYLOAD = 512
@@ -60,10 +61,11 @@ class Abort(IntEnum):
     CHANNEL_LOST = 7
     SESSION_ENDED = 8
     INTERNAL = 9
+    TARGET_DOWN = 10  # no target passes its health check
 
     @classmethod
     def of(cls, number: int) -> "Abort":
-        return cls(number) if number <= cls.INTERNAL else cls.INTERNAL  # a later version's reason
+        return cls(number) if number <= cls.TARGET_DOWN else cls.INTERNAL  # a later version's reason
 
 
 class Receiver(Protocol):

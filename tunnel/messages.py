@@ -85,6 +85,7 @@ class Retry:
     max_delay: float
     max_retries: int | None
     jitter: float
+    step: float | None = None  # of a linear policy; the other delays are then those of a policy much like it
 
 
 @frozen
@@ -97,6 +98,7 @@ class ProxySpec:
     bind_retry: Retry | None = None
     checked: bool = False  # the client will report the target's health, and it counts
     target: str = ""  # for display only; the server never dials it
+    when_down: str = "keep"  # "close": the address is released while the target is down
 
 
 @frozen

@@ -29,7 +29,7 @@ def read_server(table: Table, base: Path) -> ServerConfig:
     """The whole file; relative paths in it start at `base`. Worth nothing if `table.findings` has mistakes then."""
     cert_file, key_file = _tls(table, base)
     return ServerConfig(
-        bind=HostPort(table.take("bind_addr", host, _ANY), table.take("bind_port", whole(0, 65535), DEFAULT_PORT)),
+        listen=(HostPort(table.take("bind_addr", host, _ANY), table.take("bind_port", whole(0, 65535), DEFAULT_PORT)),),
         state_dir=take_state_dir(table, base),
         cert_file=cert_file,
         key_file=key_file,

@@ -215,4 +215,4 @@ def test_a_ca_file_that_cannot_be_used_is_told_by_name(tmp_path) -> None:
     path = tmp_path / "ca.pem"
     path.write_text("no certificate")
     with pytest.raises(TunnelError, match=r"cannot use the CA file .*ca\.pem"):
-        make_dialer(ClientConfig(HostPort("server.example", 8443), "token", ca_file=path))
+        make_dialer(ClientConfig((HostPort("server.example", 8443),), "token", ca_file=path))

@@ -22,7 +22,7 @@ from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Status, Welcom
 SEED = 7
 WEB = ProxyConfig("web", HostPort("0.0.0.0", 8001), (Target("tcp", "127.0.0.1", 80),))
 CONFIG = ClientConfig(
-    HostPort("server.example", 8443), "token", pin=bytes(32), proxies=(WEB,), limits=Limits(max_visitors=10)
+    (HostPort("server.example", 8443),), "token", pin=bytes(32), proxies=(WEB,), limits=Limits(max_visitors=10)
 )
 HEALTHY = ProxyStatusUpdate("web", Status.HEALTHY, None, None, 5, None, 0, 10, "0.0.0.0", 8001, "then")
 

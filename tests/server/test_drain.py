@@ -4,28 +4,31 @@ from functools import partial
 
 import pytest
 import trio
+from attrs import evolve
 from test_gate import QUICK, TOKENS, echo, files, grants, until
 
 import tunnel
 from tunnel.addresses import HostPort, Target
-from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
+from tunnel.config import DATA_CHANNELS, ClientConfig, ProxyConfig, ServerConfig
 from tunnel.server.app import open_server
 
 __all__ = ["files"]  # the fixture
+
+ONE_CHANNEL = evolve(DATA_CHANNELS, min=1, max=1)
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
 async def test_a_visitor_taken_in_just_before_is_served(files, side):
     config = ServerConfig(
-        HostPort("127.0.0.1", 0), None, files / "cert.pem", files / "key.pem", clients=grants(), limits=QUICK
+        (HostPort("127.0.0.1", 0),), None, files / "cert.pem", files / "key.pem", clients=grants(), limits=QUICK
     )
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery, open_server(config) as server:
             listeners = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
             proxy = ProxyConfig("echo", HostPort("127.0.0.1", 0), (Target("tcp", *listeners[0].socket.getsockname()),))
             wanted = ClientConfig(
-                HostPort("localhost", server.where.port), TOKENS["home"], None, files / "ca.pem", (proxy,),
-                data_channels=1,
+                (HostPort("localhost", server.where.port),), TOKENS["home"], None, files / "ca.pem", (proxy,),
+                data_channels=ONE_CHANNEL,
             )  # fmt: skip
             async with tunnel.connect(wanted) as client:
                 await client.wait_healthy()

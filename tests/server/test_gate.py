@@ -13,13 +13,14 @@ from functools import cache, partial
 import pytest
 import trio
 import trustme
+from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 import tunnel
 from tunnel.addresses import HostPort, PortRange, Target
-from tunnel.config import ClientConfig, Grant, Limits, ProxyConfig, ServerConfig
+from tunnel.config import DATA_CHANNELS, ClientConfig, Grant, Limits, ProxyConfig, ServerConfig
 from tunnel.control import open_client_control
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError
 from tunnel.frames import FIN, FRAME, OPEN, OPEN_PAYLOAD, WS_ROOM, control_message, put_message_head
@@ -49,6 +50,8 @@ from tunnel.upgrade import request_upgrade
 TOKENS = {"home": "home-token", "lab": "lab-token"}
 SOON = 5.0
 QUICK = Limits(handshake_seconds=0.3, head_seconds=0.3, login_seconds=0.3, ticket_seconds=0.5, heartbeat_seconds=1.0)
+
+ONE_CHANNEL = evolve(DATA_CHANNELS, min=1, max=1)
 
 
 @cache
@@ -151,7 +154,7 @@ async def echo(stream):
 async def open_house(files, limits=QUICK):
     """A server with one healthy client, whose proxy must answer throughout; at the end nothing else may be left."""
     config = ServerConfig(
-        bind=HostPort("127.0.0.1", 0),
+        listen=(HostPort("127.0.0.1", 0),),
         cert_file=files / "cert.pem",
         key_file=files / "key.pem",
         clients=grants(),
@@ -162,11 +165,11 @@ async def open_house(files, limits=QUICK):
             listeners = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
             target = listeners[0].socket.getsockname()
             healthy = ClientConfig(
-                server=HostPort("localhost", server.where.port),
+                servers=(HostPort("localhost", server.where.port),),
                 token=TOKENS["home"],
                 ca_file=files / "ca.pem",
                 proxies=(ProxyConfig("echo", HostPort("127.0.0.1", 0), (Target("tcp", *target),)),),
-                data_channels=1,
+                data_channels=ONE_CHANNEL,
             )
             async with tunnel.connect(healthy) as client:
                 await client.wait_healthy()

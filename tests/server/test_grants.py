@@ -9,7 +9,7 @@ PORTS = (PortRange(8000, 8999),)
 
 
 def config(*clients: Grant) -> ServerConfig:
-    return ServerConfig(bind=HostPort("127.0.0.1", 0), clients=clients)
+    return ServerConfig(listen=(HostPort("127.0.0.1", 0),), clients=clients)
 
 
 def test_an_entry_with_a_token_that_was_made_here_bounds_it(tmp_path):

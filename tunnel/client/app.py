@@ -138,7 +138,7 @@ class Client:
 
     def _welcomed(self, welcome: Welcome) -> None:
         self._name, self._since = welcome.client, utc_now()
-        log.debug("connected to %s as '%s'", self.config.server, welcome.client)
+        log.debug("connected to %s as '%s'", self.config.servers[0], welcome.client)
         self._move("connected", welcome.client)
 
     def _unanswered(self, problem: PeerLost) -> None:

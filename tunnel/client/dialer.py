@@ -76,7 +76,7 @@ def make_dialer(config: ClientConfig) -> Dialer:
         context = client_context(ca_file=config.ca_file, pinned=config.pin is not None)
     except (OSError, ssl.SSLError) as exc:
         raise TunnelError(f"cannot use the CA file {config.ca_file}: {exc}") from exc
-    return Dialer(config.server, context, config.pin)
+    return Dialer(config.servers[0], context, config.pin)
 
 
 async def reach(

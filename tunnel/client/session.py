@@ -101,7 +101,7 @@ class ClientSession:
         """Be in session over `stream` until it ends; closes the stream."""
         try:
             async with open_client_control(
-                stream, host=str(self._config.server), path="/control", headers=identity.headers()
+                stream, host=str(self._config.servers[0]), path="/control", headers=identity.headers()
             ) as self._control:
                 with self.relay:
                     return await self._serve()
@@ -125,7 +125,7 @@ class ClientSession:
                 self.say(self._routes.next_set())
                 nursery.start_soon(self._write, name="control writer")
                 nursery.start_soon(self._beat, _within(welcome.heartbeat_seconds, HEARTBEAT_SECONDS), name="heartbeat")
-                for number in range(self._config.data_channels):
+                for number in range(self._config.data_channels.min):
                     nursery.start_soon(
                         keep_channel, self._dialer, self._tickets, self.relay, name=f"data channel {number}"
                     )

@@ -8,6 +8,7 @@ from collections import OrderedDict
 import trio
 
 from tunnel.addresses import HostPort, Target
+from tunnel.backoff import LinearPolicy
 from tunnel.config import ProxyConfig
 from tunnel.errors import PeerLost
 from tunnel.frames import Abort
@@ -176,7 +177,10 @@ class RouteTable:
 def _spec(proxy: ProxyConfig) -> ProxySpec:
     policy = proxy.bind_retry
     retry = None
-    if policy is not None:
+    if isinstance(policy, LinearPolicy):
+        step = policy.step
+        retry = Retry(max(step, 0.1), 2.0, max(10 * step, 0.1), policy.max_retries, 0.0, step)
+    elif policy is not None:
         retry = Retry(policy.initial_delay, policy.factor, policy.max_delay, policy.max_retries, policy.jitter)
     return ProxySpec(
         name=proxy.name,
@@ -185,4 +189,5 @@ def _spec(proxy: ProxyConfig) -> ProxySpec:
         bind_retry=retry,
         checked=proxy.health_check is not None,
         target=", ".join(map(str, proxy.targets))[:MAX_TEXT],
+        when_down=proxy.when_down,
     )

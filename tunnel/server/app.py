@@ -94,8 +94,8 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
     context, cert_file = await trio.to_thread.run_sync(_tls, config, state)  # may make a key first
     if state is not None:
         state.port_for("", "")  # a damaged file shows now, not at the first proxy that needs it
-    listener = _listen(config.bind)  # from here to the nursery nothing may fail: it would stay bound
-    where = HostPort(config.bind.host, listener.getsockname()[1])
+    listener = _listen(config.listen[0])  # from here to the nursery nothing may fail: it would stay bound
+    where = HostPort(config.listen[0].host, listener.getsockname()[1])
     registry: Registry[Session] = Registry()
     registry.publish(Address(where.host, where.port, "", "its own port for clients"))
     if config.admin is not None:
@@ -142,7 +142,7 @@ def _tls(config: ServerConfig, state: StateDir | None) -> tuple[ssl.SSLContext, 
     if config.cert_file is not None and config.key_file is not None:
         files = config.cert_file, config.key_file
     elif state is not None:
-        hosts = [config.bind.host, socket.gethostname()]
+        hosts = [config.listen[0].host, socket.gethostname()]
         files = state.certificate(lambda key: make_elsewhere(hosts, key_pem=key))
     else:
         raise TunnelError("a server needs a state directory, or cert_file and key_file")

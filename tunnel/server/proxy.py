@@ -11,7 +11,7 @@ from typing import Protocol
 import trio
 
 from tunnel.addresses import HostPort
-from tunnel.backoff import RetryPolicy
+from tunnel.backoff import Policy
 from tunnel.messages import MAX_TEXT, ProxySpec, ProxyStatusUpdate, Reason, Status, TargetHealth
 from tunnel.relay import Tally
 from tunnel.server.binding import BindFailed
@@ -41,7 +41,7 @@ class Proxy:
         self,
         spec: ProxySpec,
         *,
-        policy: RetryPolicy,
+        policy: Policy,
         take: Callable[[ProxySpec, Tally], Holding],
         report: Callable[["Proxy"], None],
     ) -> None:
@@ -118,7 +118,9 @@ class Proxy:
                 holding.release()
             log.warning("Proxy '%s' lost its listener on %s: %s", self.spec.name, self.where, why)
             # One that is lost again and again is bound no faster than a taken port is tried.
-            pause = self._policy.initial_delay if trio.current_time() - held_since < STEADY_SECONDS else 0.0
+            pause = 0.0
+            if trio.current_time() - held_since < STEADY_SECONDS:
+                pause = max(next(self._policy.delays(), 0.0), STEADY_SECONDS)
             message = f"The listener on {self.where} was lost: {why}"
             self._set(Status.UNHEALTHY, Reason.LISTENER_LOST, message, after=pause)
             await trio.sleep(pause)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import trio
 
 from tunnel.addresses import HostPort
-from tunnel.backoff import RetryPolicy
+from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 from tunnel.config import Grant, ServerConfig
 from tunnel.control import ControlChannel, open_server_control
 from tunnel.errors import PeerLost, RemoteProtocolError
@@ -327,12 +327,15 @@ class Session:
         return SessionView(self.client, self.since, tuple(proxy.view() for proxy in self.proxies.values()))
 
 
-def _policy(asked: Retry) -> RetryPolicy:
+def _policy(asked: Retry) -> Policy:
     """The client's policy, kept within reason: a server's port is not tried a thousand times a second for anybody."""
+    retries = None if asked.max_retries is None else max(asked.max_retries, 0)
+    if asked.step is not None:
+        return LinearPolicy(min(max(asked.step, MIN_DELAY_SECONDS), MAX_DELAY_SECONDS), retries)
     return RetryPolicy(
         initial_delay=min(max(asked.initial_delay, MIN_DELAY_SECONDS), MAX_DELAY_SECONDS),
         factor=min(max(asked.factor, 1.0), 100.0),
         max_delay=min(max(asked.max_delay, MIN_DELAY_SECONDS), MAX_DELAY_SECONDS),
-        max_retries=None if asked.max_retries is None else max(asked.max_retries, 0),
+        max_retries=retries,
         jitter=min(max(asked.jitter, 0.0), 1.0),
     )
