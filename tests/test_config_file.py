@@ -207,7 +207,7 @@ def test_every_example_in_what_init_writes_can_be_uncommented(folder: Path, kind
     assert check_file(write(folder, text)) == CheckReport(kind, (), ())
     assert not re.search(r"^#\S", text, re.MULTILINE)
     shown = set(tomllib.loads(text))
-    assert shown >= set(SERVER_KEYS if kind == "server" else CLIENT_KEYS) - {"servers"}
+    assert shown >= set(SERVER_KEYS if kind == "server" else CLIENT_KEYS) - {"servers", "listen"}  # one or the other
 
 
 @pytest.mark.parametrize("text", ["\ufeffbind_port = 1", "bind_port = 1\r\n[limits]\r\n"])
@@ -256,6 +256,14 @@ SERVER_MISTAKES = [
     ("bind_port = true", 1, "bind_port", "is true or false, not a whole number"),
     ("bind_port = 1.0", 1, "bind_port", "is a number, not a whole number"),
     ("bind_port = 1979-05-27", 1, "bind_port", "is a date or time, not a whole number"),
+    ('listen = ["0.0.0.0", "[::]:8443", "127.0.0.1:0", "127.0.0.1:0"]', None, None, None),
+    ("listen = []", 1, "listen", "has 0 members"),
+    (f"listen = {[f's{n}' for n in range(17)]}", 1, "listen", "has 17 members"),
+    ('listen = "0.0.0.0:8443"', 1, "listen", "is a text, not a list"),
+    ('listen = ["::"]', 1, "listen[0]", "is not an address"),
+    ('listen = ["0.0.0.0", "0.0.0.0:8443"]', 1, "listen[1]", "is the address at listen[0] (line 1) too"),
+    ('bind_addr = "::1"\nlisten = ["[::]"]', 1, "bind_addr", "stands beside listen"),
+    ('listen = ["[::]"]\nbind_port = 1', 2, "bind_port", "stands beside listen"),
     ('state_dir = "cert.pem"', 1, "state_dir", "is not a directory"),
     ('state_dir = "a\\u0000b"', 1, "state_dir", "is blank or has control characters"),
     ("tls = 1", 1, "tls", "is a number, not a table"),
@@ -307,10 +315,13 @@ CLIENT_MISTAKES = [
     ('server = "::1"', 1, "server", "is not an address"),
     ('servers = ["a"]', None, None, None),
     ("servers = []", 1, "servers", "has 0 members"),
-    ('servers = ["a", "b"]', 1, "servers", "has 2 members"),
+    ('servers = ["a", "b"]', None, None, None),
+    (f"servers = {[f's{n}' for n in range(17)]}", 1, "servers", "has 17 members"),
+    ('servers = ["a",\n"b", "a:8443"]', 2, "servers[2]", "is the address at servers[0] (line 1) too"),
     ('servers = ["a b"]', 1, "servers[0]", "is not an address"),
     ('servers = "a"', 1, "servers", "is a text, not a list"),
     (SERVER + 'servers = ["b"]', 2, "servers", "stands beside server"),
+    (SERVER + "resolve_seconds = 0.5", 2, "resolve_seconds", "is out of range"),
     (SERVER + "token_file = 1", 2, "token_file", "is a number, not a text"),
     (SERVER + 'pin = "sha256:00"', 2, "pin", "is not a pin"),
     (SERVER + 'ca_file = "no.pem"', 2, "ca_file", "names no file"),
@@ -408,6 +419,21 @@ def test_a_wrong_type_hides_no_mistake_elsewhere(folder: Path) -> None:
             "publishes 0.0.0.0:8001, which proxies[1].publish_port (line 8) has with 0.0.0.0:8001",
         ),
     ]
+
+
+@pytest.mark.parametrize("key", ["servers", "listen"])
+def test_a_wrong_address_does_not_hide_one_that_stands_twice_nor_shift_its_place(folder: Path, key: str) -> None:
+    assert mistakes(folder, f'{key} = [1,\n"a",\n"b", "a:8443"]') == [
+        (1, f"{key}[0]", "is a number, not a text"),
+        (3, f"{key}[3]", f"is the address at {key}[1] (line 2) too"),
+    ]
+
+
+def test_several_addresses_are_read_in_their_order(folder: Path) -> None:
+    client = load_client(write(folder, 'servers = ["b", "[::1]:1"]\nresolve_seconds = 5'), ClientOptions(token=TOKEN))
+    assert (client.servers, client.resolve_seconds) == ((HostPort("b", 8443), HostPort("::1", 1)), 5.0)
+    server = load_server(write(folder, 'listen = ["0.0.0.0", "[::]:0"]'))
+    assert server.listen == (HostPort("0.0.0.0", 8443), HostPort("::", 0))
 
 
 def test_more_proxies_than_a_client_may_have_are_told_at_once_and_fast(folder: Path) -> None:

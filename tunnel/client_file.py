@@ -11,11 +11,12 @@ from attrs import frozen
 
 from tunnel.addresses import HostPort, Target, parse_proxy_option, parse_target
 from tunnel.config import HealthCheck, ProxyConfig
-from tunnel.config_sections import blame_repeats, take_bind_retry
+from tunnel.config_sections import blame_repeats, take_addresses, take_bind_retry
 from tunnel.config_table import Findings, Spot, Table, show_value
 from tunnel.config_values import DAY, MAX_COUNT, host, host_port, name, number, publish_addr, text, whole
 from tunnel.messages import MAX_PROXIES
 
+MAX_SERVERS = 16  # addresses of one server: each is kept connected, each look-up may find several more
 CHECK_TYPES = ("tcp", "tls", "http")
 _ANY = "0.0.0.0"  # noqa: S104  what is published is meant to be reached
 _HTTP_PATH = re.compile(r"/[\x21-\x7e]*")
@@ -33,15 +34,13 @@ class Claim:
     proxy: ProxyConfig | None
 
 
-def take_server(table: Table) -> HostPort | None:
-    """``server``, or the one member of ``servers``; None where there is neither."""
+def take_servers(table: Table) -> tuple[HostPort, ...] | None:
+    """``servers``, or the one ``server``; None where there is neither."""
     server = table.take("server", host_port(), None)
-    servers = table.many("servers", host_port(), None)
+    servers = take_addresses(table, "servers", host_port(), at_most=MAX_SERVERS)
     if "server" in table and "servers" in table:
         table.blame("servers", "stands beside server", "keep one of the two")
-    elif isinstance(written := table.data.get("servers"), list) and len(written) != 1:
-        table.blame("servers", f"has {len(written)} members", "write exactly one; more are not supported yet")
-    return server or (servers[0] if servers else None)
+    return servers if server is None else (server,)
 
 
 def take_proxies(table: Table) -> list[Claim]:

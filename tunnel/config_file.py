@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeVar
 from attrs import evolve, field, frozen
 
 from tunnel.addresses import HostPort, parse_pin
-from tunnel.client_file import Claim, check_claims, claim_option, take_proxies, take_server
+from tunnel.client_file import Claim, check_claims, claim_option, take_proxies, take_servers
 from tunnel.config import DATA_CHANNELS, ClientConfig, ProxyConfig, ServerConfig
 from tunnel.config_sections import take_admin, take_file, take_limits, take_state_dir
 from tunnel.config_table import Findings, Spot, Table, show_value
-from tunnel.config_values import Reader, admin_listen, host_port, path_from, text, whole
+from tunnel.config_values import DAY, Reader, admin_listen, host_port, number, path_from, text, whole
 from tunnel.errors import ConfigError, Mistake
 from tunnel.server_file import read_server
 from tunnel.token_file import check_token, read_token_file, show_file
@@ -25,8 +25,8 @@ from tunnel.token_file import check_token, read_token_file, show_file
 Kind = Literal["server", "client"]
 TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  the name of a variable
 MAX_DATA_CHANNELS = 64
-SERVER_KEYS = ("bind_addr", "bind_port", "tls", "clients", "bind_retry")  # these tell the kind of a file
-CLIENT_KEYS = ("server", "servers", "token_file", "pin", "ca_file", "data_channels", "proxies")
+SERVER_KEYS = ("bind_addr", "bind_port", "listen", "tls", "clients", "bind_retry")  # these tell the kind of a file
+CLIENT_KEYS = ("server", "servers", "resolve_seconds", "token_file", "pin", "ca_file", "data_channels", "proxies")
 SHARED_KEYS = ("state_dir", "admin", "limits")
 _NO_SERVER = HostPort("", 0)  # stands in where there is none, which is a mistake: no caller sees it
 T = TypeVar("T")
@@ -182,12 +182,12 @@ def _understand(findings: Findings, options: ClientOptions) -> _Said:
 
 def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> ClientConfig:
     """The whole file with the options over it. Worth nothing if `table.findings` has mistakes then."""
-    file_server, file_admin, file_pin = take_server(table), take_admin(table, None), table.take("pin", _pin, None)
+    file_servers, file_admin, file_pin = take_servers(table), take_admin(table, None), table.take("pin", _pin, None)
     if said.options.server is None and not ("server" in table or "servers" in table):
         remedy = 'add server = "tunnel.example.com:8443"'
         _missing(table, "server", remedy, Spot("SERVER", 0, "", ""), "give HOST:PORT, or a file with -c")
     return ClientConfig(
-        servers=(said.server or file_server or _NO_SERVER,),
+        servers=(said.server,) if said.server else file_servers or (_NO_SERVER,),
         token=_token(table, base, said.options, need_token=need_token),
         pin=said.pin or file_pin,
         ca_file=take_file(table, "ca_file", base),
@@ -195,6 +195,7 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         admin=file_admin if said.options.admin is None else said.admin,
         state_dir=take_state_dir(table, base),
         data_channels=evolve(DATA_CHANNELS, min=table.take("data_channels", whole(1, MAX_DATA_CHANNELS), 2)),
+        resolve_seconds=table.take("resolve_seconds", number(1, DAY), 60.0),
         limits=take_limits(table),
     )
 

@@ -95,6 +95,19 @@ def blame_repeats(
             blame(spot, f"is {what} {first[value]} too", remedy)
 
 
+def take_addresses(table: Table, key: str, read: Reader[HostPort], *, at_most: int) -> tuple[HostPort, ...] | None:
+    """The addresses at `key`, each at most once; None where there are none. Port 0 is another one each time."""
+    found = table.placed(key, read)
+    if found is None:
+        return None
+    count = len(table.data[key])
+    if not 1 <= count <= at_most:
+        table.blame(key, f"has {count} members", f"write at least one, and at most {at_most}")
+    said = [(table.spot(key, index), where if where.port else None) for index, where in found]
+    blame_repeats(said, table.findings.blame, "the address at", "write each once")
+    return tuple(where for _, where in found) or None
+
+
 def _take_all(section: Table, readers: dict[str, Reader[Any]]) -> dict[str, Any]:
     found = {key: section.take(key, read, None) for key, read in readers.items()}
     return {key: value for key, value in found.items() if value is not None}

@@ -152,11 +152,16 @@ class Table:
 
     def many(self, key: str, read: Reader[T], default: D) -> tuple[T, ...] | D:
         """The elements of an array. Each wrong one is a mistake at its own place, and left out."""
+        found = self.placed(key, read)
+        return default if found is None else tuple(value for _, value in found)
+
+    def placed(self, key: str, read: Reader[T]) -> list[tuple[int, T]] | None:
+        """As `many`, each with its index; None where there is no array."""
         values = self.take(key, array, None)
         if values is None:
-            return default
-        found = [self._read((key, index), value, read, _WRONG) for index, value in enumerate(values)]
-        return tuple(value for value in found if not isinstance(value, _Wrong))
+            return None
+        found = [(index, self._read((key, index), value, read, _WRONG)) for index, value in enumerate(values)]
+        return [(index, value) for index, value in found if not isinstance(value, _Wrong)]
 
     def table(self, key: str) -> "Table | None":
         """The table of that name, if there is one."""

@@ -12,6 +12,7 @@ from tunnel.config import DEFAULT_ADMIN, Grant, ServerConfig
 from tunnel.config_sections import (
     admin_is_asked_for,
     blame_repeats,
+    take_addresses,
     take_admin,
     take_bind_retry,
     take_file,
@@ -19,9 +20,10 @@ from tunnel.config_sections import (
     take_state_dir,
 )
 from tunnel.config_table import Findings, Spot, Table
-from tunnel.config_values import MAX_COUNT, host, name, publish_addr, text, whole
+from tunnel.config_values import MAX_COUNT, host, host_port, name, publish_addr, text, whole
 from tunnel.messages import MAX_PROXIES
 
+MAX_LISTEN = 16  # addresses; one for each family and way into a host is far fewer
 _ANY = "0.0.0.0"  # noqa: S104  a public server listens to all
 
 
@@ -29,7 +31,7 @@ def read_server(table: Table, base: Path) -> ServerConfig:
     """The whole file; relative paths in it start at `base`. Worth nothing if `table.findings` has mistakes then."""
     cert_file, key_file = _tls(table, base)
     return ServerConfig(
-        listen=(HostPort(table.take("bind_addr", host, _ANY), table.take("bind_port", whole(0, 65535), DEFAULT_PORT)),),
+        listen=_listen(table),
         state_dir=take_state_dir(table, base),
         cert_file=cert_file,
         key_file=key_file,
@@ -39,6 +41,16 @@ def read_server(table: Table, base: Path) -> ServerConfig:
         admin_required=admin_is_asked_for(table),
         limits=take_limits(table),
     )
+
+
+def _listen(table: Table) -> tuple[HostPort, ...]:
+    """``listen``, or what ``bind_addr`` and ``bind_port`` say, which are for one address."""
+    one = HostPort(table.take("bind_addr", host, _ANY), table.take("bind_port", whole(0, 65535), DEFAULT_PORT))
+    several = take_addresses(table, "listen", host_port(zero=True), at_most=MAX_LISTEN)
+    for key in ("bind_addr", "bind_port"):
+        if "listen" in table and key in table:
+            table.blame(key, "stands beside listen", "keep one of the two")
+    return several or (one,)
 
 
 def _tls(table: Table, base: Path) -> tuple[Path | None, Path | None]:

@@ -16,6 +16,7 @@ _SERVER = """\
 
 bind_addr = "0.0.0.0"  # where clients connect to; "::" for IPv6
 bind_port = 8443
+# Instead, for several addresses: listen = ["0.0.0.0:8443", "[::]:8443"]
 
 # Certificate, key and admin token made by the server itself live here.
 #state_dir = "/var/lib/trio-tunnel"
@@ -68,6 +69,8 @@ _CLIENT = """\
 # Relative paths start at the directory of this file. Times are in seconds.
 
 server = "tunnel.example.com:8443"
+# Instead, for several addresses of one server: servers = ["a.example.com:8443", "b.example.com:8443"]
+#resolve_seconds = 60  # between look-ups of their names
 
 # The token, alone in a file that only you can read: (umask 077; cat > home.token)
 # Without this line it is taken from the environment, TRIO_TUNNEL_TOKEN.
