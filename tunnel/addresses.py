@@ -45,9 +45,14 @@ class Target:
         return f"tls://{where}" if self.kind == "tls" else where
 
     @property
+    def where(self) -> HostPort:
+        """Where to connect; means nothing for ``unix``."""
+        return self.connect_to or HostPort(self.host, self.port)
+
+    @property
     def is_literal(self) -> bool:
         """True when dialling needs neither a name look-up nor a handshake."""
-        return self.kind == "tcp" and is_ip(self.host)
+        return self.kind == "tcp" and is_ip(self.where.host)
 
 
 @frozen

@@ -14,7 +14,7 @@ from tunnel.addresses import HostPort, Target, parse_target
 from tunnel.backoff import RetryPolicy
 from tunnel.client import targets as targets_module
 from tunnel.client.channels import Tickets
-from tunnel.client.targets import SETS_KEPT, ProxyRoute, RouteTable, dial_target
+from tunnel.client.targets import SETS_KEPT, ProxyRoute, RouteTable
 from tunnel.config import HealthCheck, ProxyConfig
 from tunnel.errors import PeerLost
 from tunnel.frames import Abort
@@ -282,24 +282,3 @@ async def test_a_dial_of_a_session_that_ends_is_over(
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
     assert (stream.asked, trio.current_time()) == ([], 1)
-
-
-async def test_a_unix_socket_whose_backlog_is_full_is_dialled_again_until_there_is_room(tmp_path):
-    """B26: the kernel neither waits nor says when there is room."""
-    path = str(tmp_path / "full.sock")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(0)
-        first = await dial_target(Target("unix", path))
-        with first:
-            late: list[socket.socket] = []
-
-            async def dial() -> None:
-                late.append(await dial_target(Target("unix", path)))
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(dial)
-                await trio.sleep(0.05)
-                assert late == []
-                listener.accept()[0].close()
-            late[0].close()

@@ -9,7 +9,7 @@ import trio
 from relay_rig import POLLERS, contexts, open_rig, read_exactly, read_to_end, saw_reset, until
 
 from tunnel.addresses import Target
-from tunnel.client.targets import dial_target
+from tunnel.client.target_dial import dial_target
 from tunnel.relay import Tally
 from tunnel.relay.tls_leg import TlsLeg
 from tunnel.sockets import listen

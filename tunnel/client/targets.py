@@ -7,20 +7,19 @@ from collections import OrderedDict
 
 import trio
 
-from tunnel.addresses import HostPort, Target
+from tunnel.addresses import Target
 from tunnel.backoff import LinearPolicy
+from tunnel.client.target_dial import dial_target, shake_hands
 from tunnel.config import ProxyConfig
 from tunnel.errors import PeerLost
 from tunnel.frames import Abort
 from tunnel.messages import MAX_TEXT, ProxySet, ProxySpec, Retry
 from tunnel.relay import Stream, Tally
 from tunnel.relay.tls_leg import TlsLeg
-from tunnel.sockets import dial_tcp, family_of, no_delay
-from tunnel.tls import TlsStream, target_context
+from tunnel.sockets import family_of
 
 log = logging.getLogger(__name__)
 
-UNIX_RETRY_SECONDS = 0.01
 SETS_KEPT = 16  # versions of the proxy set an OPEN may still name: it can cross a change, hardly sixteen
 
 
@@ -36,7 +35,7 @@ class ProxyRoute:
         target = config.targets[0]
         self._literal: tuple[int, tuple[str, int] | str] | None = None
         if len(config.targets) == 1 and target.is_literal:
-            self._literal = family_of(target.host), (target.host, target.port)
+            self._literal = family_of(target.where.host), (target.where.host, target.where.port)
         elif len(config.targets) == 1 and target.kind == "unix":
             self._literal = socket.AF_UNIX, target.host
 
@@ -91,42 +90,8 @@ async def connect_target(target: Target, stream: Stream) -> None:
     if target.kind != "tls":
         stream.connected(sock)
         return
-    tls = TlsStream(sock, target_context(), server_side=False, server_hostname=target.host)
-    try:
-        await tls.do_handshake()
-        parts = tls.detach()
-    except BaseException:
-        tls.abort()
-        raise
-    leg = TlsLeg(parts, stream)
+    leg = TlsLeg((await shake_hands(sock, target)).detach(), stream)
     stream.connected(leg, leg)
-
-
-async def dial_target(target: Target) -> socket.socket:
-    """A connected, non-blocking socket to where `target` is, TLS not begun."""
-    if target.kind == "unix":
-        return await _dial_unix(target.host)
-    sock = await dial_tcp(HostPort(target.host, target.port))
-    no_delay(sock)
-    return sock
-
-
-async def _dial_unix(path: str) -> socket.socket:
-    """Again and again while the backlog is full: unlike TCP's, the kernel does not wait for room, and says no event."""
-    while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            sock.connect(path)
-            await trio.lowlevel.checkpoint()
-        except BlockingIOError:
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-        await trio.sleep(UNIX_RETRY_SECONDS)
 
 
 class RouteTable:
