@@ -5,6 +5,7 @@
 `loads`, `visitors`          what loads them: wrk, ab, iperf3 and Python
 `figures`, `link_figures`    what is measured of a system; `rounds`: in which order
 `report`, `plot`, `machine`  what is written
+`pool_bench`, `pool_service`, `pool_load`    `python -m tests.bench pool`: hot connections against cold, 1,631 addresses
 
 Nothing here asserts a time: figures are medians of one machine's run, and compare only within that run.
 """

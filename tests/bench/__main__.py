@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: see `-h`, and the package's docstring for what is where."""
+"""`python -m tests.bench [pool]`: see `-h`, and the package's docstring for what is where."""
 
 import argparse
 import datetime
@@ -32,7 +32,10 @@ MAX_FILES = 65_536
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The benchmark of trio-tunnel.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description="The benchmark of trio-tunnel. That of its pool is another: python -m tests.bench pool -h.",
+    )
     names = ", ".join(kind.name for kind in SYSTEMS)
     parser.add_argument("--quick", action="store_true", help="under a minute: few figures, few systems, one round")
     parser.add_argument("--systems", metavar="A,B,…", help=f"of {names}; default: all that are on PATH")
@@ -163,5 +166,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def measure_pool(argv: Sequence[str]) -> int:
+    from .pool_bench import main as measure  # a benchmark of its own, with options of its own
+
+    return measure(argv)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, stop_in_order)
+    sys.exit(measure_pool(sys.argv[2:]) if sys.argv[1:2] == ["pool"] else main(sys.argv[1:]))

@@ -38,6 +38,8 @@ class Fault(enum.StrEnum):
     DIES_RST = "dies (RST)"  # serves, and resets idle connections
 
 
+COUNTED = ("handshakes", "requests", "checks")  # in all, and at healthy addresses
+COUNTS = ("accepted", "died_idle", *COUNTED, *(f"healthy_{what}" for what in COUNTED))
 MENDABLE = (Fault.DIES_FIN, Fault.DIES_RST)  # a client that notices can be served all the same
 
 
@@ -92,7 +94,7 @@ class Service:
     """All addresses on one port."""
 
     def __init__(self, context: ssl.SSLContext, faults: dict[str, Fault]) -> None:
-        self.counts = {"accepted": 0, "handshakes": 0, "requests": 0, "checks": 0, "died_idle": 0}
+        self.counts = dict.fromkeys(COUNTS, 0)
         self._context = context
         self._faults = faults
         self._epoll = select.epoll()
@@ -157,7 +159,7 @@ class Service:
     def _turn(self, descriptor: int, connection: Connection) -> None:
         try:
             if connection.turn(self._answer):
-                self.counts["handshakes"] += 1
+                self._count("handshakes", connection.fault)
         except OSError:
             self._connections.pop(descriptor).end(reset=False)
             return
@@ -168,13 +170,18 @@ class Service:
     def _answer(self, head: bytes, fault: Fault | None) -> bytes:
         path = head.split(b" ", 2)[1]
         if path == b"/healthz":
-            self.counts["checks"] += 1
+            self._count("checks", fault)
             body = b"ok\n"
         else:
-            self.counts["requests"] += 1
+            self._count("requests", fault)
             body = b"a line of text that takes about as many bytes as a small JSON answer\n"
         status = b"500 Internal Server Error" if fault is Fault.WRONG else b"200 OK"
         return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
+
+    def _count(self, what: str, fault: Fault | None) -> None:
+        self.counts[what] += 1
+        if fault is None:
+            self.counts[f"healthy_{what}"] += 1
 
     def _end_silent(self, descriptor: int) -> None:
         sock = self._silent.pop(descriptor)
