@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from tunnel.addresses import HostPort, PortRange, Target
 from tunnel.backoff import RetryPolicy
-from tunnel.client_file import CHECK_TYPES
 from tunnel.config import DATA_CHANNELS, ClientConfig, Grant, HealthCheck, Limits, ProxyConfig, ServerConfig
 from tunnel.config_file import (
     CLIENT_KEYS,
+    MAX_LISTEN,
+    MAX_SERVERS,
     SERVER_KEYS,
     CheckReport,
     ClientOptions,
@@ -27,6 +28,7 @@ from tunnel.config_file import (
     load_server,
     tell_kind,
 )
+from tunnel.config_targets import CHECK_TYPES
 from tunnel.errors import ConfigError, Mistake
 from tunnel.templates import init_text
 from tunnel.token_file import check_token, read_token_file
@@ -589,7 +591,7 @@ def test_options_of_connect_go_over_the_file(folder: Path) -> None:
     other.touch(0o600)
     other.write_text("another")
     options = ClientOptions(
-        server="[::1]", proxies=("web=9001:9000", "db=0:unix:/run/db"), token_file=other, pin=PIN, admin="off"
+        servers=("[::1]",), proxies=("web=9001:9000", "db=0:unix:/run/db"), token_file=other, pin=PIN, admin="off"
     )
     text = FULL_CLIENT.replace('"home.token"', '"missing.token"')
     config = load_client(write(folder, text), options)
@@ -602,21 +604,53 @@ def test_options_of_connect_go_over_the_file(folder: Path) -> None:
 
 
 def test_connect_needs_no_file() -> None:
-    config = load_client(None, ClientOptions(server="a", proxies=("web=1:2",), token=TOKEN))
+    config = load_client(None, ClientOptions(servers=("a",), proxies=("web=1:2",), token=TOKEN))
     assert (config.servers[0], config.token, config.admin) == (HostPort("a", 8443), TOKEN, None)
 
 
 def test_options_of_serve_go_over_the_file(folder: Path) -> None:
-    options = ServerOptions(listen="localhost:0", admin="off", state_dir=folder)
+    options = ServerOptions(listen=("localhost:0",), admin="off", state_dir=folder)
     config = load_server(write(folder, FULL_SERVER), options)
     assert (config.listen, config.admin, config.state_dir) == ((HostPort("localhost", 0),), None, folder)
     asked = load_server(None, ServerOptions(admin="127.0.0.1:8480"))
     assert (asked.admin, asked.admin_required) == (HostPort("127.0.0.1", 8480), True)
 
 
+def test_several_addresses_replace_those_of_the_file(folder: Path) -> None:
+    listen = ServerOptions(listen=("127.0.0.1:0", "127.0.0.1:0", "[::1]:8444"))
+    assert load_server(write(folder, 'listen = ["127.0.0.1:1", "127.0.0.2:2"]'), listen).listen == (
+        HostPort("127.0.0.1", 0), HostPort("127.0.0.1", 0), HostPort("::1", 8444),
+    )  # fmt: skip
+    text = 'servers = ["c", "d", "e"]\n'
+    assert load_client(write(folder, text), ClientOptions(servers=("a", "b:1"), token=TOKEN)).servers == (
+        HostPort("a", 8443), HostPort("b", 1),
+    )  # fmt: skip
+
+
+def test_each_mistake_in_several_addresses_is_told(folder: Path) -> None:
+    options = ClientOptions(servers=("a", "b:x", "a:8443", "c:0"), token=TOKEN)
+    assert [str(mistake) for mistake in error_of(load_client, None, options)] == [
+        "SERVER: b:x: 'x' is not a port; write a number from 1 to 65535",
+        "SERVER: c:0: '0' is not a port; write a number from 1 to 65535",
+        "SERVER: a:8443: is the address at SERVER a too; write each once",
+    ]
+    (mistake,) = error_of(load_server, None, ServerOptions(listen=("127.0.0.1:1", "127.0.0.1:1")))
+    assert str(mistake) == "--listen: 127.0.0.1:1: is the address at --listen 127.0.0.1:1 too; write each once"
+
+
+def test_there_are_at_most_so_many_addresses() -> None:
+    many = tuple(f"127.0.0.1:{port}" for port in range(1, MAX_SERVERS + 2))
+    (mistake,) = error_of(load_client, None, ClientOptions(servers=many, token=TOKEN))
+    assert str(mistake) == f"SERVER: is there {MAX_SERVERS + 1} times; give at most {MAX_SERVERS}"
+    (mistake,) = error_of(load_server, None, ServerOptions(listen=many))
+    assert str(mistake) == f"--listen: is there {MAX_LISTEN + 1} times; give at most {MAX_LISTEN}"
+
+
 def test_mistakes_of_options_and_file_come_together(folder: Path) -> None:
     path = write(folder, SERVER + "data_channels = 0\n" + PROXY)
-    options = ClientOptions(server="a:x", proxies=("b", "c=8001:1", "c=1:300.1.1.1:1"), pin="q", admin="", token=TOKEN)
+    options = ClientOptions(
+        servers=("a:x",), proxies=("b", "c=8001:1", "c=1:300.1.1.1:1"), pin="q", admin="", token=TOKEN
+    )
     assert [str(mistake) for mistake in error_of(load_client, path, options)] == [
         "SERVER: a:x: 'x' is not a port; write a number from 1 to 65535",
         "--pin: q: is not a pin; write sha256: and 64 hexadecimal digits, as `serve` prints it",
@@ -630,7 +664,7 @@ def test_mistakes_of_options_and_file_come_together(folder: Path) -> None:
 
 
 def test_two_options_of_one_name_are_a_mistake() -> None:
-    (mistake,) = error_of(load_client, None, ClientOptions(server="a", proxies=("w=1:1", "w=2:2"), token=TOKEN))
+    (mistake,) = error_of(load_client, None, ClientOptions(servers=("a",), proxies=("w=1:1", "w=2:2"), token=TOKEN))
     assert str(mistake) == "-p: w=2:2: is the name at -p w=1:1 too; give each proxy a name of its own"
 
 
@@ -671,7 +705,7 @@ def test_a_token_file_that_is_no_secret_is_refused_everywhere(
     path = write_token(folder, content, mode)
     config = write(folder, SERVER + 'token_file = "home.token"\n')
     (by_itself,) = error_of(read_token_file, path)
-    (by_option,) = error_of(load_client, None, ClientOptions(server="a", token_file=path))
+    (by_option,) = error_of(load_client, None, ClientOptions(servers=("a",), token_file=path))
     (in_file,) = error_of(load_client, config, ClientOptions(token=TOKEN))
     (checked,) = check_file(config).mistakes
     assert all(each.problem.startswith(problem) for each in (by_itself, by_option, in_file, checked))
@@ -715,8 +749,8 @@ def test_no_secret_is_ever_shown(folder: Path) -> None:
     server = write_token(folder, CLIENT.replace(DIGEST, TOKEN))
     found = [
         *error_of(load_client, path, ClientOptions(token=TOKEN + "\n2")),
-        *error_of(load_client, None, ClientOptions(server="a", token_file=Path(TOKEN))),
-        *error_of(load_client, None, ClientOptions(server="a", token=TOKEN + "\n2")),
+        *error_of(load_client, None, ClientOptions(servers=("a",), token_file=Path(TOKEN))),
+        *error_of(load_client, None, ClientOptions(servers=("a",), token=TOKEN + "\n2")),
         *error_of(read_token_file, Path(TOKEN)),
         *check_file(server).mistakes,
     ]

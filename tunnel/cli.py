@@ -78,14 +78,16 @@ def cli() -> None:
 
 @cli.command(context_settings=SETTINGS)
 @config_option
-@click.option("--listen", metavar="HOST:PORT", help="Where clients connect.  [default: 0.0.0.0:8443]")
+@click.option(
+    "--listen", multiple=True, metavar="HOST:PORT", help="Where clients connect; repeatable.  [default: 0.0.0.0:8443]"
+)
 @click.option("--admin", metavar="HOST:PORT", help="Admin address, or off.  [default: 127.0.0.1:8480]")
 @click.option("--public-host", metavar="HOST", help="How clients reach this host, for the line that is printed.")
 @state_option
 @format_option
 @verbose_option
 def serve(
-    config: Path | None, listen: str | None, admin: str | None, public_host: str | None,
+    config: Path | None, listen: tuple[str, ...], admin: str | None, public_host: str | None,
     state_dir: Path | None, log_format: Any, verbose: int,
 ) -> None:  # fmt: skip
     """Run the server.
@@ -105,7 +107,7 @@ def serve(
 
 
 @cli.command(context_settings=SETTINGS)
-@click.argument("server", required=False)
+@click.argument("servers", nargs=-1, metavar="[SERVER]...")
 @config_option
 @click.option(
     "-p", "--proxy", "proxies", multiple=True, metavar="NAME=PUBLISH:TARGET", help="Publish this; repeatable."
@@ -119,10 +121,10 @@ def serve(
 @format_option
 @verbose_option
 def connect(
-    server: str | None, config: Path | None, proxies: tuple[str, ...], token_file: Path | None, pin: str | None,
+    servers: tuple[str, ...], config: Path | None, proxies: tuple[str, ...], token_file: Path | None, pin: str | None,
     admin: str | None, once: bool, as_json: bool, state_dir: Path | None, log_format: Any, verbose: int,
 ) -> None:  # fmt: skip
-    """Connect to SERVER and publish services there.
+    """Connect to SERVER and publish services there. Several are addresses of one server.
 
     PUBLISH is PORT, ADDR:PORT or 0 (the server chooses); TARGET is PORT, HOST:PORT, tls://HOST:PORT or unix:/path.
     Example:
@@ -134,7 +136,7 @@ def connect(
     from tunnel.commands import run_connect
     from tunnel.config_file import ClientOptions, load_client
 
-    options = ClientOptions(server, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE))
+    options = ClientOptions(servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE))
     loaded = load_client(config, options)
     if state_dir is not None:
         loaded = evolve(loaded, state_dir=state_dir)

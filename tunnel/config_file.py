@@ -13,18 +13,18 @@ from typing import Any, Literal, TypeVar
 from attrs import evolve, field, frozen
 
 from tunnel.addresses import HostPort, parse_pin
-from tunnel.client_file import Claim, check_claims, claim_option, take_proxies, take_servers
-from tunnel.config import DATA_CHANNELS, ClientConfig, ProxyConfig, ServerConfig
-from tunnel.config_sections import take_admin, take_file, take_limits, take_state_dir
+from tunnel.client_file import MAX_SERVERS, Claim, check_claims, claim_option, take_proxies, take_servers
+from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
+from tunnel.config_pools import take_data_channels
+from tunnel.config_sections import blame_repeats, take_admin, take_file, take_limits, take_state_dir
 from tunnel.config_table import Findings, Spot, Table, show_value
-from tunnel.config_values import DAY, Reader, admin_listen, host_port, number, path_from, text, whole
+from tunnel.config_values import DAY, Reader, admin_listen, host_port, number, path_from, text
 from tunnel.errors import ConfigError, Mistake
-from tunnel.server_file import read_server
+from tunnel.server_file import MAX_LISTEN, read_server
 from tunnel.token_file import check_token, read_token_file, show_file
 
 Kind = Literal["server", "client"]
 TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  the name of a variable
-MAX_DATA_CHANNELS = 64
 SERVER_KEYS = ("bind_addr", "bind_port", "listen", "tls", "clients", "bind_retry")  # these tell the kind of a file
 CLIENT_KEYS = ("server", "servers", "resolve_seconds", "token_file", "pin", "ca_file", "data_channels", "proxies")
 SHARED_KEYS = ("state_dir", "admin", "limits")
@@ -34,22 +34,25 @@ T = TypeVar("T")
 
 @frozen
 class ServerOptions:
-    """What `serve` was told on the command line, as typed; None says nothing, anything else goes over the file."""
+    """What `serve` was told on the command line, as typed; None and () say nothing, all else goes over the file.
 
-    listen: str | None = None
+    `listen` replaces all addresses of the file.
+    """
+
+    listen: tuple[str, ...] = ()
     admin: str | None = None
     state_dir: Path | None = None
 
 
 @frozen
 class ClientOptions:
-    """What `connect` was told on the command line, as typed; None says nothing, anything else goes over the file.
+    """What `connect` was told on the command line, as typed; None and () say nothing, all else goes over the file.
 
-    A ``-p`` replaces the file's proxy of that name. `token` is the text of TRIO_TUNNEL_TOKEN, and counts only where no
-    token file is named; blank is not None: it is refused.
+    `servers` replace those of the file, a ``-p`` its proxy of that name. `token` is the text of TRIO_TUNNEL_TOKEN, and
+    counts only where no token file is named; blank is not None: it is refused.
     """
 
-    server: str | None = None
+    servers: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
     token_file: Path | None = None
     pin: str | None = None
@@ -73,13 +76,11 @@ def load_server(path: Path | None, options: ServerOptions | None = None) -> Serv
     """
     options = options or ServerOptions()
     findings = Findings()
-    listen = _option(findings, "--listen", options.listen, host_port(zero=True))
+    listen = _addresses(findings, "--listen", options.listen, host_port(zero=True), at_most=MAX_LISTEN)
     admin = _option(findings, "--admin", options.admin, admin_listen)
     config = read_server(_open(findings, path, "server"), _base(path))
     findings.finish()
-    config = evolve(
-        config, listen=(listen,) if listen else config.listen, state_dir=options.state_dir or config.state_dir
-    )
+    config = evolve(config, listen=listen or config.listen, state_dir=options.state_dir or config.state_dir)
     return config if options.admin is None else evolve(config, admin=admin, admin_required=True)
 
 
@@ -166,35 +167,35 @@ class _Said:
     """The options of a client, understood; None also where one was wrong."""
 
     options: ClientOptions
-    server: HostPort | None
+    servers: tuple[HostPort, ...]
     pin: bytes | None
     admin: HostPort | None
     claims: list[Claim]
 
 
 def _understand(findings: Findings, options: ClientOptions) -> _Said:
-    server = _option(findings, "SERVER", options.server, host_port())
+    servers = _addresses(findings, "SERVER", options.servers, host_port(), at_most=MAX_SERVERS)
     pin = _option(findings, "--pin", options.pin, parse_pin)
     admin = _option(findings, "--admin", options.admin, admin_listen)
     claims = [_option(findings, "-p", option, claim_option) for option in options.proxies]
-    return _Said(options, server, pin, admin, [claim for claim in claims if claim is not None])
+    return _Said(options, servers, pin, admin, [claim for claim in claims if claim is not None])
 
 
 def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> ClientConfig:
     """The whole file with the options over it. Worth nothing if `table.findings` has mistakes then."""
     file_servers, file_admin, file_pin = take_servers(table), take_admin(table, None), table.take("pin", _pin, None)
-    if said.options.server is None and not ("server" in table or "servers" in table):
+    if not said.options.servers and not ("server" in table or "servers" in table):
         remedy = 'add server = "tunnel.example.com:8443"'
         _missing(table, "server", remedy, Spot("SERVER", 0, "", ""), "give HOST:PORT, or a file with -c")
     return ClientConfig(
-        servers=(said.server,) if said.server else file_servers or (_NO_SERVER,),
+        servers=said.servers or file_servers or (_NO_SERVER,),
         token=_token(table, base, said.options, need_token=need_token),
         pin=said.pin or file_pin,
         ca_file=take_file(table, "ca_file", base),
         proxies=_merge(table.findings, take_proxies(table), said.claims),
         admin=file_admin if said.options.admin is None else said.admin,
         state_dir=take_state_dir(table, base),
-        data_channels=evolve(DATA_CHANNELS, min=table.take("data_channels", whole(1, MAX_DATA_CHANNELS), 2)),
+        data_channels=take_data_channels(table),
         resolve_seconds=table.take("resolve_seconds", number(1, DAY), 60.0),
         limits=take_limits(table),
     )
@@ -251,6 +252,19 @@ def _option(findings: Findings, option: str, written: str | None, read: Reader[T
     except ValueError as exc:
         findings.mistakes.append(Spot(option, 0, "", show_value(written)).wrong(exc))
         return None
+
+
+def _addresses(
+    findings: Findings, option: str, written: tuple[str, ...], read: Reader[HostPort], *, at_most: int
+) -> tuple[HostPort, ...]:
+    """Those of an option that may be repeated, each at most once. Port 0 is another one each time."""
+    spots = [Spot(option, 0, "", show_value(one)) for one in written]
+    found = [_option(findings, option, one, read) for one in written]
+    if len(written) > at_most:
+        findings.blame(Spot(option, 0, "", ""), f"is there {len(written)} times", f"give at most {at_most}")
+    said = [(spot, where if where and where.port else None) for spot, where in zip(spots, found, strict=True)]
+    blame_repeats(said, findings.blame, "the address at", "write each once")
+    return tuple(where for where in found if where is not None)
 
 
 def _pin(value: Any) -> bytes:
