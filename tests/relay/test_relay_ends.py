@@ -118,6 +118,14 @@ async def test_a_refused_dial_resets_the_visitor_and_is_counted_on_both_sides(po
             assert rig.tally.visitors == rig.route.tally.visitors == 0
 
 
+async def test_a_visitor_while_the_target_is_known_to_be_down_is_counted_on_both_sides(poller):
+    route = SilentRoute()
+    route.dial = lambda stream: stream.refuse(Abort.TARGET_DOWN)
+    async with open_rig(poller, route) as rig, await rig.visit() as visitor:
+        assert await saw_reset(visitor, within=0.1)
+        assert rig.tally.refused == route.tally.refused == {"target_down": 1}
+
+
 async def test_a_dial_that_hangs_ends_at_its_deadline(poller):
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))

@@ -44,7 +44,9 @@ INBOUND_BYTES = 256 * 1024  # from one channel in one turn; more delays the othe
 FIRST_ROUND_TRIP = 0.2  # seconds, until the first pong has told; too long only lets a window grow early
 
 # What a peer's RST may say of a visitor that was never served; any other reason cut one that was.
-REFUSALS = {Abort.DIAL_REFUSED, Abort.DIAL_TIMEOUT, Abort.DIAL_FAILED, Abort.UNKNOWN_PROXY, Abort.OVER_LIMIT}
+REFUSALS = {
+    Abort.DIAL_REFUSED, Abort.DIAL_TIMEOUT, Abort.DIAL_FAILED, Abort.UNKNOWN_PROXY, Abort.OVER_LIMIT, Abort.TARGET_DOWN,
+}  # fmt: skip
 
 assert READ_BYTES < MAX_NUMBER
 _pack_head = FRAME.pack_into
