@@ -3,6 +3,7 @@
 import errno
 import socket
 import ssl
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -145,7 +146,7 @@ def test_the_message_is_the_errors_own_and_never_endless() -> None:
 
 # For any exception
 
-MAKERS = [
+MAKERS: list[Callable[[str, int], BaseException]] = [
     lambda text, number: OSError(number, text),
     lambda text, number: OSError(text),
     lambda text, number: socket.gaierror(number, text),
@@ -161,11 +162,11 @@ MAKERS = [
     lambda text, number: KeyboardInterrupt(text),
 ]
 Shape = tuple[int, int, "list[Shape]", bool]
-LEAVES = st.tuples(
+LEAVES: st.SearchStrategy[Shape] = st.tuples(
     st.integers(0, len(MAKERS) - 1), st.sampled_from([-8, -3, -2, 1, 2, 8, 11, 24, 101, 104, 110, 111, 113]) |
     st.integers(-20, 150), st.just([]), st.booleans(),
 )  # fmt: skip
-SHAPES = st.recursive(
+SHAPES: st.SearchStrategy[Shape] = st.recursive(
     LEAVES, lambda inner: st.tuples(st.integers(0, len(MAKERS) - 1), st.integers(-20, 150),
                                     st.lists(inner, max_size=3), st.booleans()), max_leaves=8,
 )  # fmt: skip

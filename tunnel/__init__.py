@@ -12,7 +12,7 @@ Everything runs in the caller's nursery and is cancelled with it.
 from typing import TYPE_CHECKING, Any
 
 from tunnel.addresses import HostPort, PortRange, Target, parse_pin, parse_target
-from tunnel.backoff import RetryPolicy
+from tunnel.backoff import LinearPolicy, Policy, RetryBudget, RetryPolicy, exponential, linear
 from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, ProxyConfig, ServerConfig
 from tunnel.errors import (
     ConfigError,
@@ -37,15 +37,18 @@ __all__ = [
     "HealthCheck",
     "HostPort",
     "Limits",
+    "LinearPolicy",
     "LocalProtocolError",
     "Mistake",
     "PeerLost",
+    "Policy",
     "PortRange",
     "ProxyConfig",
     "ProxyStatusUpdate",
     "Reason",
     "Refused",
     "RemoteProtocolError",
+    "RetryBudget",
     "RetryPolicy",
     "Server",
     "ServerConfig",
@@ -54,7 +57,9 @@ __all__ = [
     "TunnelError",
     "__version__",
     "connect",
+    "exponential",
     "hash_token",
+    "linear",
     "parse_pin",
     "parse_target",
     "serve",
