@@ -3,24 +3,23 @@
 Proxies of the file and of ``-p`` become claims first, whole or not, so that the rules across proxies see all of them.
 """
 
-import re
 from ipaddress import ip_address
 from typing import Any
 
 from attrs import frozen
 
-from tunnel.addresses import HostPort, Target, parse_proxy_option, parse_target
-from tunnel.config import HealthCheck, ProxyConfig
+from tunnel.addresses import HostPort, parse_proxy_option
+from tunnel.config import ProxyConfig
+from tunnel.config_pools import take_target_pool
 from tunnel.config_sections import blame_repeats, take_addresses, take_bind_retry
 from tunnel.config_table import Findings, Spot, Table, show_value
-from tunnel.config_values import DAY, MAX_COUNT, host, host_port, name, number, publish_addr, text, whole
+from tunnel.config_targets import take_health_check, take_targets
+from tunnel.config_values import host, host_port, name, one_of, publish_addr, whole
 from tunnel.messages import MAX_PROXIES
 
 MAX_SERVERS = 16  # addresses of one server: each is kept connected, each look-up may find several more
-CHECK_TYPES = ("tcp", "tls", "http")
+WHEN_DOWN = ("keep", "close")
 _ANY = "0.0.0.0"  # noqa: S104  what is published is meant to be reached
-_HTTP_PATH = re.compile(r"/[\x21-\x7e]*")
-_HTTP_HOST = re.compile(r"[\x21-\x7e]+")
 
 
 @frozen
@@ -83,75 +82,17 @@ def _claim(entry: Table) -> Claim:
     addr = entry.take("publish_addr", publish_addr, None if no_default else _ANY)
     port = entry.need("publish_port", whole(0, 65535), "publish_port = 8001, or 0 and the server chooses")
     publish = None if addr is None or port is None else HostPort(addr, port)
-    targets, retry, check = _targets(entry), take_bind_retry(entry), _health_check(entry)
+    targets, retry, check = take_targets(entry), take_bind_retry(entry), take_health_check(entry)
+    when_down, pool = _take_when_down(entry), take_target_pool(entry)
     proxy = None
     if proxy_name is not None and publish is not None:
-        proxy = ProxyConfig(proxy_name, publish, targets, retry, check)
+        proxy = ProxyConfig(proxy_name, publish, targets, retry, check, when_down, pool)
     return Claim(entry.spot("name"), proxy_name, entry.spot("publish_port"), publish, proxy)
 
 
-def _targets(entry: Table) -> tuple[Target, ...]:
-    one = entry.take("target", _target, None)
-    several = entry.many("targets", _target, ())
-    if "target" in entry and "targets" in entry:
-        entry.blame("targets", "stands beside target", "keep one of the two")
-    elif "target" not in entry and "targets" not in entry:
-        entry.missing("target", 'add target = "127.0.0.1:8080"')
-    elif entry.data.get("targets") == []:
-        entry.blame("targets", "is empty", 'write at least one, such as "127.0.0.1:8080"')
-    return several if one is None else (one,)
-
-
-def _target(value: Any) -> Target:
-    if type(value) is int:
-        raise ValueError(f'is a number, not a text; write "{value}" or "127.0.0.1:{value}"')
-    if isinstance(value, list):
-        raise ValueError("is a list, not a text; write targets = […] for several")
-    target = parse_target(text(value))
-    if target.kind != "unix":
-        host(target.host)
-    return target
-
-
-def _health_check(entry: Table) -> HealthCheck | None:
-    section = entry.table("health_check")
-    if section is None:
-        return None
-    normal = HealthCheck()
-    check = HealthCheck(
-        type=section.take("type", _check_type, normal.type),
-        path=section.take("path", _http_path, normal.path),
-        expect_status=section.many("expect_status", whole(100, 599), normal.expect_status),
-        host=section.take("host", _http_host, None),
-        interval=section.take("interval", number(0, DAY, above=True), normal.interval),
-        timeout=section.take("timeout", number(0, DAY, above=True), normal.timeout),
-        rise=section.take("rise", whole(1, MAX_COUNT), normal.rise),
-        fall=section.take("fall", whole(1, MAX_COUNT), normal.fall),
-    )
-    if section.data.get("expect_status") == []:
-        section.blame("expect_status", "is empty", "write at least one, such as 200")
-    if section.data.get("type", None if entry.findings.partial else normal.type) in ("tcp", "tls"):
-        for key in ("path", "expect_status"):
-            if key in section:
-                section.blame(
-                    key, f"means nothing to a check of type {check.type}", 'add type = "http", or take it away'
-                )
-    return check
-
-
-def _check_type(value: Any) -> str:
-    if text(value) not in CHECK_TYPES:
-        raise ValueError(f"{value!r} is no type of check; write one of {', '.join(CHECK_TYPES)}")
-    return str(value)
-
-
-def _http_path(value: Any) -> str:
-    if not _HTTP_PATH.fullmatch(text(value)):
-        raise ValueError(f"{value!r} is not a path; write one such as /healthz, with %20 for a space")
-    return str(value)
-
-
-def _http_host(value: Any) -> str:
-    if not _HTTP_HOST.fullmatch(text(value)):
-        raise ValueError(f"{value!r} is not a host; write one such as www.example.com")
-    return str(value)
+def _take_when_down(entry: Table) -> str:
+    found = entry.take("when_down", one_of(WHEN_DOWN, "answer to a target that is down"), "keep")
+    if "when_down" in entry and "health_check" not in entry and not entry.findings.partial:
+        problem = "means nothing without a health check, which tells what is down"
+        entry.blame("when_down", problem, "add [proxies.health_check], or take it away")
+    return found

@@ -182,6 +182,21 @@ class Table:
             if data is not None
         ]
 
+    def mixed(self, key: str, read: Reader[T]) -> "list[tuple[int, T | Table]]":
+        """The elements of an array that may be tables too, each with its index; wrong ones are left out."""
+        if isinstance(self.data.get(key), dict):
+            return list(enumerate(self.tables(key)))
+
+        def read_one(value: Any) -> "T | dict[str, Any]":
+            return value if isinstance(value, dict) else read(value)
+
+        return [
+            (index, self.findings.table(one, (*self._at, key, index), self.file, self._places))
+            if isinstance(one, dict)
+            else (index, one)
+            for index, one in self.placed(key, read_one) or []
+        ]
+
     def check_unknown(self, top: list[str]) -> None:
         """Blame what nobody asked for; `top` are the keys known at the top of the file."""
         for key in self.data:

@@ -73,6 +73,38 @@ def mapping(value: Any) -> dict[str, Any]:
     return value
 
 
+def flag(value: Any) -> bool:
+    """Reads true or false."""
+    if type(value) is not bool:
+        raise ValueError(f"is {_kind(value)}, not true or false; write one of the two, without quotes")
+    return value
+
+
+def one_of(words: tuple[str, ...], what: str) -> Reader[str]:
+    """Reads one of these words; `what` they are is for the message."""
+
+    def read(value: Any) -> str:
+        if text(value) not in words:
+            raise ValueError(f"{value!r} is no {what}; write one of {', '.join(words)}")
+        return str(value)
+
+    return read
+
+
+def or_word(word: str, read: Reader[T]) -> Reader[T | None]:
+    """Reads what `read` does, or `word`, which is None: never, forever."""
+
+    def read_either(value: Any) -> T | None:
+        if value == word:
+            return None
+        try:
+            return read(value)
+        except ValueError as exc:
+            raise ValueError(f'{exc}, or "{word}"') from exc
+
+    return read_either
+
+
 def name(value: Any) -> str:
     """Reads the name of a proxy or a client."""
     return check_name(text(value))

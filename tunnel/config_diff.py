@@ -1,0 +1,228 @@
+"""What a changed configuration means for a running process: a list of actions, or for what only a start can change a
+word that says so. Pure; called by a reload (SIGHUP), carried out by `Client.apply` and `Server.apply`.
+
+`diff` and `applied` are two halves: `applied(old, diff(old, new))` is `new`, save what needs a restart and the order of
+the proxies, which means nothing.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, assert_never, overload
+
+from attrs import evolve, field, fields, frozen
+
+from tunnel.addresses import HostPort, Target
+from tunnel.backoff import Policy
+from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, PoolConfig, ProxyConfig, ServerConfig
+
+MAX_SHOWN = 100  # characters of a value in a message
+_CLIENT_AT_START = ("token", "pin", "ca_file", "admin", "state_dir")
+_SERVER_AT_START = ("listen", "cert_file", "key_file", "clients", "admin", "state_dir")
+_NEVER_SHOWN = ("token", "token_sha256")
+
+
+@frozen
+class SetServers:
+    """Other addresses of the server; a session on one that is missing moves to another."""
+
+    servers: tuple[HostPort, ...]
+
+    def __str__(self) -> str:
+        return f"the server's addresses are {_show(self.servers)}"
+
+
+@frozen
+class SetResolveSeconds:
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"names are looked up every {self.seconds:g} s"
+
+
+@frozen
+class SetDataChannels:
+    pool: PoolConfig
+
+    def __str__(self) -> str:
+        return f"data channels: {self.pool.min} to {self.pool.max}, at most {self.pool.max_per_address} an address"
+
+
+@frozen
+class SetProxy:
+    """A proxy that is new, or changed in what the server knows of it: its listener may start afresh."""
+
+    proxy: ProxyConfig
+    is_new: bool = field(default=False, eq=False)  # for the message only
+
+    def __str__(self) -> str:
+        return f"proxy '{self.proxy.name}' is {'new' if self.is_new else 'changed'}: {self.proxy.publish}"
+
+
+@frozen
+class SetTargets:
+    """What a proxy has behind it: never touches its listener, nor streams that have their target."""
+
+    name: str
+    targets: tuple[Target, ...]
+    pool: PoolConfig
+    health_check: HealthCheck | None
+
+    def __str__(self) -> str:
+        return f"proxy '{self.name}' keeps its listener; its targets are {_show(self.targets)}"
+
+
+@frozen
+class DropProxy:
+    name: str
+
+    def __str__(self) -> str:
+        return f"proxy '{self.name}' is closed; visitors inside may finish"
+
+
+@frozen
+class SetBindRetry:
+    """Of a server, for proxies that bring none of their own."""
+
+    policy: Policy
+
+    def __str__(self) -> str:
+        retries = "for ever" if self.policy.max_retries is None else f"{self.policy.max_retries} retries"
+        return f"bind retry: {retries}, from the next one on"
+
+
+@frozen
+class NeedsRestart:
+    """A change that waits for a restart: the key path, and both values as people may see them (empty: a secret)."""
+
+    path: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        values = f" ({self.old} is in force, {self.new} in the file)" if self.old or self.new else ""
+        return f"{self.path} needs a restart: it has changed{values}"
+
+
+ClientAction = SetServers | SetResolveSeconds | SetDataChannels | SetProxy | SetTargets | DropProxy
+Action = ClientAction | SetBindRetry | NeedsRestart
+
+
+@overload
+def diff(old: ClientConfig, new: ClientConfig) -> tuple[Action, ...]: ...
+@overload
+def diff(old: ServerConfig, new: ServerConfig) -> tuple[Action, ...]: ...
+def diff(old: ClientConfig | ServerConfig, new: ClientConfig | ServerConfig) -> tuple[Action, ...]:
+    """What has to be done so that a process that runs with `old` runs with `new`. Nothing for equal ones."""
+    if isinstance(old, ClientConfig) and isinstance(new, ClientConfig):
+        return (*_client_changes(old, new), *_restarts(old, new, _CLIENT_AT_START))
+    if isinstance(old, ServerConfig) and isinstance(new, ServerConfig):
+        return (*_server_changes(old, new), *_restarts(old, new, _SERVER_AT_START))
+    raise TypeError("a client's configuration cannot become a server's")
+
+
+@overload
+def applied(config: ClientConfig, actions: Iterable[Action]) -> ClientConfig: ...
+@overload
+def applied(config: ServerConfig, actions: Iterable[Action]) -> ServerConfig: ...
+def applied(config: ClientConfig | ServerConfig, actions: Iterable[Action]) -> ClientConfig | ServerConfig:
+    """The configuration of a process that has carried out `actions`; what needs a restart is as it was."""
+    for action in actions:
+        if isinstance(config, ServerConfig):
+            config = evolve(config, bind_retry=action.policy) if isinstance(action, SetBindRetry) else config
+        else:
+            config = _applied_to_client(config, action)
+    return config
+
+
+def _applied_to_client(config: ClientConfig, action: Action) -> ClientConfig:
+    match action:
+        case SetServers(servers):
+            return evolve(config, servers=servers)
+        case SetResolveSeconds(seconds):
+            return evolve(config, resolve_seconds=seconds)
+        case SetDataChannels(pool):
+            return evolve(config, data_channels=pool)
+        case SetProxy(proxy):
+            others = {one.name: one for one in config.proxies}
+            return evolve(config, proxies=tuple({**others, proxy.name: proxy}.values()))
+        case SetTargets(name, targets, pool, check):
+            return evolve(
+                config,
+                proxies=tuple(
+                    evolve(one, targets=targets, pool=pool, health_check=check) if one.name == name else one
+                    for one in config.proxies
+                ),
+            )
+        case DropProxy(name):
+            return evolve(config, proxies=tuple(one for one in config.proxies if one.name != name))
+        case SetBindRetry() | NeedsRestart():
+            return config
+        case _:
+            assert_never(action)
+
+
+def _client_changes(old: ClientConfig, new: ClientConfig) -> Iterator[Action]:
+    if old.servers != new.servers:
+        yield SetServers(new.servers)
+    if old.resolve_seconds != new.resolve_seconds:
+        yield SetResolveSeconds(new.resolve_seconds)
+    if old.data_channels != new.data_channels:
+        yield SetDataChannels(new.data_channels)
+    before, after = ({proxy.name: proxy for proxy in config.proxies} for config in (old, new))
+    for name in before:  # first, for a port that one proxy leaves may be another's now
+        if name not in after:
+            yield DropProxy(name)
+    for name, proxy in after.items():
+        if name not in before:
+            yield SetProxy(proxy, is_new=True)
+        elif _public_part(proxy) != _public_part(before[name]):
+            yield SetProxy(proxy)
+        elif proxy != before[name]:
+            yield SetTargets(name, proxy.targets, proxy.pool, proxy.health_check)
+
+
+def _public_part(proxy: ProxyConfig) -> tuple[object, ...]:
+    """What the server acts on."""
+    return proxy.publish, proxy.bind_retry, proxy.when_down, proxy.health_check is not None
+
+
+def _server_changes(old: ServerConfig, new: ServerConfig) -> Iterator[Action]:
+    # `admin_required` is looked at only when the admin address is bound: no difference to a process that runs.
+    if old.bind_retry != new.bind_retry:
+        yield SetBindRetry(new.bind_retry)
+
+
+def _restarts(
+    old: ClientConfig | ServerConfig, new: ClientConfig | ServerConfig, keys: tuple[str, ...]
+) -> Iterator[NeedsRestart]:
+    for key in keys:
+        yield from _restart(key, getattr(old, key), getattr(new, key))
+    for limit in fields(Limits):
+        yield from _restart(f"limits.{limit.name}", getattr(old.limits, limit.name), getattr(new.limits, limit.name))
+
+
+def _restart(key: str, old: Any, new: Any) -> Iterator[NeedsRestart]:
+    if old == new:
+        return
+    path = {"cert_file": "tls.cert_file", "key_file": "tls.key_file", "admin": "admin.listen"}.get(key, key)
+    shown = ("", "") if key in _NEVER_SHOWN else (_show(old), _show(new))
+    yield NeedsRestart(path, *(("", "") if shown[0] == shown[1] else shown))
+
+
+def _show(value: Any) -> str:
+    """A value as people know it, on one line; of a client at the server its name only."""
+    if isinstance(value, tuple):
+        text = ", ".join(map(_show, value)) or "none"
+    elif isinstance(value, Grant):
+        text = value.name
+    elif isinstance(value, bytes):
+        text = f"sha256:{value.hex()}"
+    else:
+        text = "none" if value is None else str(value)
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+
+
+__all__ = [
+    "Action", "ClientAction", "DropProxy", "NeedsRestart", "SetBindRetry", "SetDataChannels", "SetProxy",
+    "SetResolveSeconds", "SetServers", "SetTargets", "applied", "diff",
+]  # fmt: skip
