@@ -14,7 +14,7 @@ from trio.testing import check_one_way_stream, wait_all_tasks_blocked
 
 from tunnel.certificates import spki_pin
 from tunnel.errors import Refused
-from tunnel.sockets import listen
+from tunnel.sockets import ENDED, UNREAD, listen, peek
 from tunnel.tls import TlsStream, client_context, pin_check, server_context
 from tunnel.upgrade import refuse
 
@@ -50,11 +50,13 @@ def sockets():
 
 
 @asynccontextmanager
-async def pair(files, *, shake=True, pinned=False, check=None):
+async def pair(files, *, shake=True, pinned=False, check=None, tickets=0):
     """(server, client); afterwards no descriptor is left."""
     before = len(os.listdir("/proc/self/fd"))
     ours, theirs = sockets()
-    server = TlsStream(ours, server_context(files / "cert.pem", files / "key.pem"), server_side=True)
+    serving = server_context(files / "cert.pem", files / "key.pem")
+    serving.num_tickets = tickets
+    server = TlsStream(ours, serving, server_side=True)
     context = client_context(ca_file=None if pinned else files / "ca.pem", pinned=pinned)
     client = TlsStream(theirs, context, server_side=False, server_hostname="localhost")
     with trio.fail_after(20):
@@ -333,3 +335,69 @@ async def test_it_keeps_trios_rules_for_streams(files):
 
     with trio.fail_after(30):
         await check_one_way_stream(make, None)
+
+
+@pytest.mark.parametrize("tickets", [0, 2])
+async def test_an_idle_connection_passes_a_peek_with_or_without_session_tickets(files, tickets):
+    async with pair(files, tickets=tickets) as (server, client):
+        if tickets:
+            await trio.lowlevel.wait_readable(client.socket)
+        assert client.peek() is None
+        await server.send_all(b"later")
+        assert await client.receive_some() == b"later"
+        assert client.peek() is None
+
+
+async def test_a_peek_sees_bytes_nobody_asked_for_and_loses_none(files):
+    async with pair(files) as (server, client):
+        await server.send_all(b"unasked")
+        await trio.lowlevel.wait_readable(client.socket)
+        assert client.peek() == client.peek() == UNREAD
+        assert await client.receive_some() == b"unasked"
+        assert client.peek() is None
+
+
+@pytest.mark.parametrize("how", ["close_notify", "FIN alone", "RST"])
+async def test_a_peek_sees_how_the_peer_left(files, how):
+    async with pair(files, tickets=2) as (server, client):
+        assert client.peek() is None
+        if how == "close_notify":
+            server.close()
+        elif how == "FIN alone":
+            server.socket.shutdown(socket.SHUT_WR)
+        else:
+            server.abort()
+        await trio.lowlevel.wait_readable(client.socket)
+        assert client.peek() == ENDED
+    assert client.peek() == ENDED
+
+
+async def test_a_peek_sees_the_rest_of_an_answer_that_was_read_in_part(files):
+    async with pair(files) as (server, client):
+        await server.send_all(b"first")
+        await server.send_all(b"second")
+        assert await client.receive_some(3) == b"fir"
+        assert client.peek() == UNREAD
+        assert await client.receive_some() + await client.receive_some() == b"stsecond"
+        assert client.peek() is None
+
+
+async def test_a_peek_at_nonsense_is_an_end(files):
+    async with pair(files) as (server, client):
+        server.socket.send(b"this is no TLS record")
+        await trio.lowlevel.wait_readable(client.socket)
+        assert client.peek() == ENDED
+
+
+async def test_a_peek_at_a_plain_socket_takes_nothing_from_it():
+    ours, theirs = sockets()
+    with ours, theirs:
+        assert peek(ours) is None
+        theirs.send(b"hello")
+        await trio.lowlevel.wait_readable(ours)
+        assert peek(ours) == UNREAD
+        assert ours.recv(100) == b"hello"
+        theirs.close()
+        await trio.lowlevel.wait_readable(ours)
+        assert peek(ours) == ENDED
+    assert peek(ours) == ENDED

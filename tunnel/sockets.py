@@ -74,6 +74,23 @@ LINGER_RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger {on, 0 s}: c
 LINGER_CLEAN = bytes(8)
 
 
+ENDED, UNREAD = "ended", "unread bytes"  # what a `peek` finds
+
+
+def peek(sock: socket.socket) -> str | None:
+    """Why an idle connection cannot be used any more; None if it can. At once, and nothing is taken from it.
+
+    It `ENDED` (closed by the peer, cleanly or not), or has `UNREAD` bytes: the peer spoke unasked, or an answer was not
+    read to its end.
+    """
+    try:
+        return UNREAD if sock.recv(1, socket.MSG_PEEK) else ENDED
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError:
+        return ENDED
+
+
 class Resettable(Protocol):
     def setsockopt(self, level: int, option: int, value: bytes, /) -> None: ...
     def close(self) -> None: ...

@@ -22,7 +22,7 @@ from attrs import frozen
 
 from tunnel.certificates import pin_text, spki_pin
 from tunnel.errors import Refused
-from tunnel.sockets import reset
+from tunnel.sockets import ENDED, UNREAD, reset
 
 RECEIVE_BYTES = 64 * 1024  # one system call feeds the BIO; BIOs never shrink, so not more
 
@@ -201,6 +201,32 @@ class TlsStream(trio.abc.Stream):
     def push_back(self, data: bytes) -> None:
         """Let `data` be read again, before anything else."""
         self._replay = data + self._replay
+
+    def peek(self) -> str | None:
+        """Why an idle connection cannot be used any more: it `ENDED`, or there are `UNREAD` bytes. None if it can.
+
+        At once, and nothing is lost: what came is read by the next `receive_some`. Session tickets are taken in; a look
+        at the bare socket would take them for data.
+        """
+        if self._closed:
+            return ENDED
+        while not self._replay:
+            try:
+                if not (self._tls.pending() or self._incoming.pending):
+                    received = self._sock.recv(RECEIVE_BYTES)
+                    if not received:
+                        return ENDED
+                    self._incoming.write(received)
+                self._replay = self._tls.read(RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return None
+            except ssl.SSLWantReadError:
+                continue
+            except OSError:  # `ssl.SSLError` too, close_notify among them
+                return ENDED
+            if not self._replay:
+                return ENDED
+        return UNREAD
 
     def detach(self) -> Detached:
         """Take the connection apart; afterwards this object is closed and the parts are the caller's."""
