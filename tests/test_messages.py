@@ -85,6 +85,8 @@ def test_unknown_keys_are_ignored() -> None:
 def test_keys_with_a_default_may_be_missing_and_others_may_not() -> None:
     assert decode('{"type":"Hello","version":1}') == Hello(1)
     assert decode('{"type":"TargetHealth","proxy_name":"a","healthy":true}') == TargetHealth("a", True)
+    older = '{"type":"Welcome","session":"s","client":"lab","tickets":[],"heartbeat_seconds":10,"software":"0.1"}'
+    assert decode(older) == Welcome("s", "lab", (), 10.0, "0.1", features=())
     with pytest.raises(RemoteProtocolError, match="malformed Heartbeat: 'seq' is missing"):
         decode('{"type":"Heartbeat"}')
 
@@ -112,6 +114,7 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     ("TargetHealth", "retry_after_seconds", [True, "5", 5.0, 10**400]),
     ("Welcome", "heartbeat_seconds", [True, "10", None, [10], math.nan, math.inf, 10**400]),
     ("Welcome", "tickets", ["t", None, {}, [1], [None], [["t"]], {"0": "t"}, 5, ["x" * (MAX_TEXT + 1)]]),
+    ("Welcome", "features", ["attach", None, {}, [1], [None], ["x" * (MAX_TEXT + 1)]]),
     ("Goodbye", "reason", ["STOPPING", "no_such", "", 1, True, None, ["stopping"], {}]),
     ("ProxyStatusUpdate", "status", ["HEALTHY", "healthy ", "", 0, None, "addr_in_use"]),
     ("ProxyStatusUpdate", "reason", ["ADDR_IN_USE", "", 0, False, "healthy", []]),

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tunnel.errors import RemoteProtocolError
 from tunnel.messages import (
     MAX_PROXIES,
+    ControlMoved,
     Farewell,
     Goodbye,
     Heartbeat,
@@ -49,17 +50,18 @@ EXAMPLES: dict[type, Message] = {
     Tickets: Tickets(("t",)),
     Heartbeat: Heartbeat(1),
     HeartbeatReply: HeartbeatReply(1),
+    ControlMoved: ControlMoved(),
     Goodbye: Goodbye(Farewell.STOPPING),
 }
 # What each side hears: greeting, ready (written here once more, by hand: the table is the specification).
 MAY: dict[str, tuple[set[type], set[type]]] = {
     "server": (
         {Hello},
-        {ProxySet, TargetHealth, RetryProxy, TicketRequest, Heartbeat, HeartbeatReply, Goodbye},
+        {ProxySet, TargetHealth, RetryProxy, TicketRequest, Heartbeat, HeartbeatReply, ControlMoved, Goodbye},
     ),
     "client": (
         {Welcome, Goodbye},
-        {ProxyStatusUpdate, Tickets, Heartbeat, HeartbeatReply, Goodbye},
+        {ProxyStatusUpdate, Tickets, Heartbeat, HeartbeatReply, ControlMoved, Goodbye},
     ),
 }
 TABLES = {"server": HEARD_BY_SERVER, "client": HEARD_BY_CLIENT}

@@ -9,13 +9,16 @@
       │ ◀──────────── ProxyStatusUpdate(seq, …) each change; a snapshot of all after a reconnect
       │ TicketRequest(count) ─▶ ◀─ Tickets(tickets)  │   one ticket opens one data channel, once, within 10 s
       │ TargetHealth, RetryProxy ──────────────────▶ │
+      │ ControlMoved ──▶ ◀── ControlMoved            │   each side's last word on this connection: it goes on on
+      │                                              │   another one, which control_line.py draws
       │ ◀── Heartbeat / HeartbeatReply, both ways ──▶ │
       │ ◀───────────── Goodbye(reason) either way ──▶ │   nothing follows it
 
 Unknown keys are ignored (a newer peer may say more); unknown types, wrong types and anything over a bound are
 `RemoteProtocolError`.
 
-version 1: as drawn.
+version 1: as drawn. What came later than the first server is used only where the Welcome's `features` names it:
+``attach`` (ControlMoved).
 """
 
 import json
@@ -30,6 +33,7 @@ from cattrs.gen import make_dict_structure_fn
 from tunnel.errors import RemoteProtocolError
 
 PROTOCOL_VERSION = 1
+ATTACH = "attach"  # a feature: another control channel can be attached to a living session
 MAX_MESSAGE_BYTES = 1024 * 1024  # design limit; 1,000 proxies of the longest names fit in a third of it
 MAX_PROXIES = 1000  # of one client
 MAX_TEXT = 1024  # characters of any one string field that a peer sends
@@ -116,6 +120,7 @@ class Welcome:
     tickets: tuple[str, ...]
     heartbeat_seconds: float
     software: str = ""
+    features: tuple[str, ...] = ()  # what this server can do beyond the first of its version
 
 
 @frozen
@@ -177,6 +182,11 @@ class HeartbeatReply:
 
 
 @frozen
+class ControlMoved:
+    """The last word on a control channel whose session goes on on another one."""
+
+
+@frozen
 class Goodbye:
     reason: Farewell
     message: str = ""
@@ -184,7 +194,7 @@ class Goodbye:
 
 Message = Union[  # noqa: UP007  get_args() below wants the typing form on every version
     Hello, Welcome, ProxySet, ProxyStatusUpdate, TargetHealth, RetryProxy,
-    TicketRequest, Tickets, Heartbeat, HeartbeatReply, Goodbye,
+    TicketRequest, Tickets, Heartbeat, HeartbeatReply, ControlMoved, Goodbye,
 ]  # fmt: skip
 _BY_TYPE: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(Message)}
 

@@ -13,6 +13,7 @@ from tunnel.addresses import check_name
 from tunnel.errors import RemoteProtocolError
 from tunnel.messages import (
     MAX_PROXIES,
+    ControlMoved,
     Goodbye,
     Heartbeat,
     HeartbeatReply,
@@ -38,7 +39,7 @@ class Phase(Enum):
     ENDED = "ended"
 
 
-_BOTH = (Heartbeat, HeartbeatReply, Goodbye)
+_BOTH = (Heartbeat, HeartbeatReply, ControlMoved, Goodbye)
 HEARD_BY_SERVER: dict[Phase, tuple[type, ...]] = {
     Phase.GREETING: (Hello,),
     Phase.READY: (ProxySet, TargetHealth, RetryProxy, TicketRequest, *_BOTH),
