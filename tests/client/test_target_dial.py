@@ -1,71 +1,31 @@
 """Reaching a target over real sockets: where it is dialled, the name TLS asks for, and that nothing is left open."""
 
-import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
-import trustme
+from dial_rig import http_service, nothing_left_open, trusted_service
 
 from tunnel.addresses import HostPort, Target
 from tunnel.client import target_dial
 from tunnel.client.target_dial import dial_target, shake_hands
 from tunnel.errors import PeerLost
 from tunnel.sockets import listen
-from tunnel.tls import TlsStream
-
-
-def open_descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture
 def leaves_nothing_open() -> Iterator[None]:
-    before = len(open_descriptors())
-    yield
-    assert len(open_descriptors()) == before
+    with nothing_left_open():
+        yield
 
 
 @pytest.fixture
 def server_context(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    """Of a service named service.example, whose CA `shake_hands` trusts."""
-    ca = trustme.CA()
-    trusting = ssl.create_default_context()
-    ca.configure_trust(trusting)
-    monkeypatch.setattr(target_dial, "target_context", lambda: trusting)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("service.example").configure_cert(context)
-    return context
-
-
-@asynccontextmanager
-async def tls_service(context: ssl.SSLContext) -> AsyncIterator[int]:
-    """Shakes hands with whoever connects and closes; yields its port."""
-    with listen("127.0.0.1", 0) as listener:
-
-        async def serve() -> None:
-            while True:
-                await trio.lowlevel.wait_readable(listener)
-                sock = listener.accept()[0]
-                sock.setblocking(False)
-                stream = TlsStream(sock, context, server_side=True)
-                try:
-                    await stream.do_handshake()
-                except (ssl.SSLError, trio.BrokenResourceError):
-                    pass  # they do not trust us
-                finally:
-                    stream.close()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve)
-            yield listener.getsockname()[1]
-            nursery.cancel_scope.cancel()
-            trio.lowlevel.notify_closing(listener)
+    return trusted_service("service.example", monkeypatch)
 
 
 def test_where_a_target_is_dialled_is_its_pinned_address_if_it_has_one() -> None:
@@ -80,7 +40,7 @@ def test_where_a_target_is_dialled_is_its_pinned_address_if_it_has_one() -> None
 async def test_tls_takes_the_name_from_the_target_and_the_address_from_connect_to(
     server_context: ssl.SSLContext,
 ) -> None:
-    async with tls_service(server_context) as port:
+    async with http_service(server_context) as port:
         where = HostPort("127.0.0.1", port)
         by_host = Target("tls", "service.example", 443, connect_to=where)
         by_server_name = Target("tls", "127.0.0.1", port, server_name="service.example")
@@ -100,7 +60,7 @@ WRONG: dict[str, tuple[str, type[Exception], str]] = {
 async def test_a_handshake_that_fails_says_why_and_leaves_no_socket(
     name: str, kind: type[Exception], text: str, server_context: ssl.SSLContext
 ) -> None:
-    async with tls_service(server_context) as port:
+    async with http_service(server_context) as port:
         target = Target("tls", "127.0.0.1", port, server_name=name)
         sock = await dial_target(target)
         with pytest.raises(kind, match=text):

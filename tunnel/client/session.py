@@ -7,13 +7,15 @@
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import trio
 from attrs import frozen
 
+from tunnel.addresses import Target
 from tunnel.client.channels import Tickets, keep_channel
 from tunnel.client.dialer import Dialer
-from tunnel.client.health import watch_target
+from tunnel.client.health import watch_targets
 from tunnel.client.targets import RouteTable
 from tunnel.config import ClientConfig, ProxyConfig
 from tunnel.control import ControlChannel, open_client_control
@@ -206,18 +208,21 @@ class ClientSession:
             route.config.name: route.config for route in self._routes.routes.values() if route.config.health_check
         }
         for name, (proxy, scope) in list(self._checks.items()):
-            if wanted.get(name) is not proxy:
+            if wanted.get(name) != proxy:
                 scope.cancel(reason="the proxy has changed")
                 del self._checks[name]
         for name, proxy in wanted.items():
             if name not in self._checks:
                 scope = trio.CancelScope()
                 self._checks[name] = proxy, scope
-                self._nursery.start_soon(self._check, proxy, scope, name=f"health check of {name}")
+                self._nursery.start_soon(self._check, proxy, scope, name=f"health checks of {name}")
 
     async def _check(self, proxy: ProxyConfig, scope: trio.CancelScope) -> None:
         with scope:
-            await watch_target(proxy, self.say)
+            await watch_targets(proxy, changed=partial(self._target_changed, proxy), tell=self.say)
+
+    def _target_changed(self, proxy: ProxyConfig, target: Target, healthy: bool, problem: str | None) -> None:
+        log.debug("target %s of proxy '%s' is %s", target, proxy.name, "up" if healthy else f"down: {problem}")
 
     async def withdraw(self) -> None:
         """Publish nothing any more: the listeners close, visitors inside go on. Returns once all inside are known here.
