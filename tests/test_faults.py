@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.errors import LocalProtocolError, PeerLost, Refused, RemoteProtocolError, TunnelError
-from tunnel.faults import MAX_LINKS, MAX_MESSAGE, Fault, FaultKind, Phase, classify
+from tunnel.faults import MAX_LINKS, MAX_MESSAGE, Fault, Kind, Phase, classify
 
 
 def caused(exc: BaseException, cause: BaseException) -> BaseException:
@@ -188,5 +188,5 @@ def test_any_exception_gives_a_fault_and_its_text_never_matters(
 ) -> None:
     fault, again = classify(build(shape, text), phase, sent=sent), classify(build(shape, other), phase, sent=sent)
     assert isinstance(fault, Fault)
-    assert fault.kind in FaultKind
+    assert fault.kind in Kind
     assert (fault.phase, fault.kind, fault.retryable) == (again.phase, again.kind, again.retryable)

@@ -7,11 +7,12 @@ the things together may cause.
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from attrs import Attribute, define, field, frozen, validators
 
 
-def _check_max_retries(_policy: object, _attribute: "Attribute[int | None]", value: int | None) -> None:
+def _check_max_retries(_policy: object, _attribute: "Attribute[Any]", value: int | None) -> None:
     if value is not None and value < 0:
         raise ValueError(f"max_retries must be 0 or more, not {value}; None is for ever")
 

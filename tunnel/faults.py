@@ -28,7 +28,7 @@ class Phase(StrEnum):
     FIRST_BYTE = "first_byte"
 
 
-class FaultKind(StrEnum):
+class Kind(StrEnum):
     """What it was. Bounded, so that it may be a label of a metric."""
 
     REFUSED = "refused"  # nobody listens there
@@ -51,30 +51,30 @@ class Fault:
     """One failure, classified. `retryable`: a later try of the same thing may go well, and does no harm."""
 
     phase: Phase
-    kind: FaultKind
+    kind: Kind
     retryable: bool
     message: str  # for people only
 
 
-_Verdict = tuple[FaultKind, bool]
+_Verdict = tuple[Kind, bool]
 
 RETRYABLE = frozenset({
-    FaultKind.REFUSED, FaultKind.TIMEOUT, FaultKind.UNREACHABLE, FaultKind.RESET, FaultKind.RESOLVER,
-    FaultKind.RESOURCES,
+    Kind.REFUSED, Kind.TIMEOUT, Kind.UNREACHABLE, Kind.RESET, Kind.RESOLVER,
+    Kind.RESOURCES,
 })  # fmt: skip
 
 _ERRNOS = {
-    FaultKind.REFUSED: (errno.ECONNREFUSED, errno.ENOENT),  # ENOENT: a Unix socket whose service is not up yet
-    FaultKind.TIMEOUT: (errno.ETIMEDOUT,),
-    FaultKind.UNREACHABLE: (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN),
-    FaultKind.RESET: (
+    Kind.REFUSED: (errno.ECONNREFUSED, errno.ENOENT),  # ENOENT: a Unix socket whose service is not up yet
+    Kind.TIMEOUT: (errno.ETIMEDOUT,),
+    Kind.UNREACHABLE: (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN),
+    Kind.RESET: (
         errno.ECONNRESET, errno.ECONNABORTED, errno.ENETRESET, errno.EPIPE, errno.ENOTCONN, errno.ESHUTDOWN,
     ),
-    FaultKind.RESOURCES: (
+    Kind.RESOURCES: (
         errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EWOULDBLOCK,
         errno.EADDRNOTAVAIL, errno.EADDRINUSE,  # of a dial: no port of ours was free
     ),
-    FaultKind.INVALID: (
+    Kind.INVALID: (
         errno.EINVAL, errno.EAFNOSUPPORT, errno.EPROTOTYPE, errno.EPROTONOSUPPORT, errno.EACCES, errno.EPERM,
         errno.ENOTSOCK, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
     ),
@@ -87,22 +87,22 @@ _ASKED_WRONGLY = {socket.EAI_FAMILY, socket.EAI_SERVICE, socket.EAI_SOCKTYPE, so
 _OUR_CHECKS = frozenset({"certificate_untrusted", "pin_mismatch"})  # reasons of `Refused`: we refused, not the peer
 
 # Most special first. Only asked where no errno told more.
-_BY_TYPE: tuple[tuple[type[BaseException], FaultKind], ...] = (
-    (ssl.SSLCertVerificationError, FaultKind.CERTIFICATE),
-    (ssl.SSLEOFError, FaultKind.RESET),
-    (ssl.SSLZeroReturnError, FaultKind.RESET),
-    (ssl.SSLError, FaultKind.TLS),
-    (socket.herror, FaultKind.RESOLVER),
-    (ConnectionRefusedError, FaultKind.REFUSED),
-    (ConnectionError, FaultKind.RESET),
-    (TimeoutError, FaultKind.TIMEOUT),
-    (BlockingIOError, FaultKind.RESOURCES),
-    (PermissionError, FaultKind.INVALID),
-    (RemoteProtocolError, FaultKind.PROTOCOL),
-    (LocalProtocolError, FaultKind.OTHER),
-    (EOFError, FaultKind.RESET),
-    (MemoryError, FaultKind.RESOURCES),
-    (ValueError, FaultKind.INVALID),
+_BY_TYPE: tuple[tuple[type[BaseException], Kind], ...] = (
+    (ssl.SSLCertVerificationError, Kind.CERTIFICATE),
+    (ssl.SSLEOFError, Kind.RESET),
+    (ssl.SSLZeroReturnError, Kind.RESET),
+    (ssl.SSLError, Kind.TLS),
+    (socket.herror, Kind.RESOLVER),
+    (ConnectionRefusedError, Kind.REFUSED),
+    (ConnectionError, Kind.RESET),
+    (TimeoutError, Kind.TIMEOUT),
+    (BlockingIOError, Kind.RESOURCES),
+    (PermissionError, Kind.INVALID),
+    (RemoteProtocolError, Kind.PROTOCOL),
+    (LocalProtocolError, Kind.OTHER),
+    (EOFError, Kind.RESET),
+    (MemoryError, Kind.RESOURCES),
+    (ValueError, Kind.INVALID),
 )
 
 
@@ -115,7 +115,7 @@ def classify(exc: BaseException, phase: Phase, *, sent: bool = True) -> Fault:
     Of the several errors of happy eyeballs the one that gives most hope counts, and an address that answered before
     one that no route leads to: a host without IPv6 must not turn every refusal into "unreachable".
     """
-    kind, again = min(_verdicts(exc, phase), key=_hope, default=(FaultKind.OTHER, False))
+    kind, again = min(_verdicts(exc, phase), key=_hope, default=(Kind.OTHER, False))
     if phase is Phase.FIRST_BYTE and sent:
         again = False
     return Fault(phase, kind, again, (str(exc) or type(exc).__name__)[:MAX_MESSAGE])
@@ -123,7 +123,7 @@ def classify(exc: BaseException, phase: Phase, *, sent: bool = True) -> Fault:
 
 def _hope(verdict: _Verdict) -> tuple[bool, bool]:
     kind, again = verdict
-    return not again, kind is FaultKind.UNREACHABLE
+    return not again, kind is Kind.UNREACHABLE
 
 
 def _verdicts(exc: BaseException, phase: Phase) -> list[_Verdict]:
@@ -151,36 +151,36 @@ def _verdicts(exc: BaseException, phase: Phase) -> list[_Verdict]:
 
 def _exact(exc: BaseException, phase: Phase) -> _Verdict | None:
     if isinstance(exc, Refused):  # where trust is missing, only a person helps; "busy" may be asked again
-        kind = FaultKind.CERTIFICATE if exc.reason in _OUR_CHECKS else FaultKind.REFUSED_BY_PEER
+        kind = Kind.CERTIFICATE if exc.reason in _OUR_CHECKS else Kind.REFUSED_BY_PEER
         return kind, not exc.trust
     found = _by_number(exc) or _by_type(exc, phase)
     return None if found is None else (found, found in RETRYABLE)
 
 
-def _by_number(exc: BaseException) -> FaultKind | None:
+def _by_number(exc: BaseException) -> Kind | None:
     """By errno, or by what stands in its place: `gaierror` has numbers of its own there, and so has `ssl.SSLError`."""
     if isinstance(exc, socket.gaierror):
         if exc.errno in _NO_SUCH_NAME:
-            return FaultKind.UNKNOWN_NAME
-        return FaultKind.INVALID if exc.errno in _ASKED_WRONGLY else FaultKind.RESOLVER
+            return Kind.UNKNOWN_NAME
+        return Kind.INVALID if exc.errno in _ASKED_WRONGLY else Kind.RESOLVER
     if isinstance(exc, (ssl.SSLError, socket.herror)) or not isinstance(exc, (OSError, PeerLost)):
         return None
     return None if exc.errno is None else _BY_ERRNO.get(exc.errno)
 
 
-def _by_type(exc: BaseException, phase: Phase) -> FaultKind | None:
+def _by_type(exc: BaseException, phase: Phase) -> Kind | None:
     if isinstance(exc, UnicodeError) and phase in (Phase.RESOLVE, Phase.DIAL):
-        return FaultKind.UNKNOWN_NAME  # no name can be spelled like that
+        return Kind.UNKNOWN_NAME  # no name can be spelled like that
     if _trio_name(exc) == "TooSlowError":
-        return FaultKind.TIMEOUT
+        return Kind.TIMEOUT
     return next((kind for type_, kind in _BY_TYPE if isinstance(exc, type_)), None)
 
 
 def _rough(exc: BaseException) -> list[_Verdict]:
     """What is left to say of an error that has no cause which says more."""
     if _trio_name(exc) == "BrokenResourceError" or (isinstance(exc, PeerLost) and exc.answered):
-        return [(FaultKind.RESET, True)]
-    return [(FaultKind.UNREACHABLE, True)] if isinstance(exc, PeerLost) else []
+        return [(Kind.RESET, True)]
+    return [(Kind.UNREACHABLE, True)] if isinstance(exc, PeerLost) else []
 
 
 def _trio_name(exc: BaseException) -> str:
