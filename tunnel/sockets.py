@@ -16,6 +16,11 @@ BACKLOG = 4096  # the kernel cuts it to somaxconn; a burst of visitors waits the
 DEAD_PEER_MS = 30_000  # TCP_USER_TIMEOUT: unacknowledged this long, the connection ends (design §5)
 UNSENT_BYTES = 256 * 1024  # one batch
 INHERITED = sys.platform == "linux"  # accepted sockets have the listener's options: two system calls less for each
+# accept(2) waits for descriptors or memory: the same listener works again later.
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# What it passes on from a connection that failed before it was accepted: the next one may be fine.
+PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+           errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ETIMEDOUT, errno.EINTR}  # fmt: skip
 _NODELAY_OPTION = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -136,7 +141,8 @@ async def dial_tcp(where: HostPort) -> socket.socket:
         stream = await trio.open_tcp_stream(where.host, where.port)
     except OSError as exc:
         told = _first_cause(exc)
-        raise PeerLost(f"cannot reach {where}: {_plain(told)}", errno=told.errno) from exc
+        number = None if isinstance(told, socket.gaierror) else told.errno  # the resolver's numbers are not errnos
+        raise PeerLost(f"cannot reach {where}: {_plain(told)}", errno=number) from exc
     except UnicodeError as exc:  # an empty or an endless label
         raise PeerLost(f"cannot reach {where}: no name can be spelled like that") from exc
     raw = stream.socket

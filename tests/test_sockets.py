@@ -1,0 +1,53 @@
+"""Dialling: what is told of a dial that failed."""
+
+import errno
+import socket
+from typing import Any
+
+import pytest
+import trio
+
+from tunnel.addresses import HostPort
+from tunnel.errors import PeerLost
+from tunnel.faults import Phase, classify
+from tunnel.sockets import dial_tcp
+
+
+class NoNames(trio.abc.HostnameResolver):
+    """Answers every question with one error."""
+
+    def __init__(self, error: socket.gaierror) -> None:
+        self._error = error
+
+    async def getaddrinfo(self, *_args: Any) -> Any:
+        raise self._error
+
+    async def getnameinfo(self, *_args: Any) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(socket.EAI_NONAME, "unknown_name"), (socket.EAI_AGAIN, "resolver"), (errno.ECONNREFUSED, "resolver")],
+)
+async def test_a_resolvers_number_is_never_taken_for_an_errno(number: int, kind: str) -> None:
+    """On some systems the numbers of `getaddrinfo` are positive, and each of them is some errno, too."""
+    trio.socket.set_custom_hostname_resolver(NoNames(socket.gaierror(number, "no")))
+    with pytest.raises(PeerLost) as caught:
+        await dial_tcp(HostPort("nas.example", 80))
+    assert str(caught.value) == "cannot reach nas.example:80: the name cannot be resolved (no)"
+    assert (caught.value.errno, classify(caught.value, Phase.DIAL).kind) == (None, kind)
+
+
+async def test_a_refused_dial_has_its_errno() -> None:
+    with socket.socket() as bound:  # and not listening: nobody else can take the port meanwhile
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(PeerLost) as caught:
+            await dial_tcp(HostPort("127.0.0.1", bound.getsockname()[1]))
+    assert (caught.value.errno, classify(caught.value, Phase.DIAL).kind) == (errno.ECONNREFUSED, "refused")
+
+
+async def test_a_name_that_cannot_be_spelled_is_unknown() -> None:
+    with pytest.raises(PeerLost) as caught:
+        await dial_tcp(HostPort("x" * 64 + ".example", 80))
+    assert classify(caught.value, Phase.DIAL).kind == "unknown_name"
