@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tunnel.addresses import HostPort, PortRange, Target
-from tunnel.backoff import RetryPolicy
+from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 from tunnel.config import DATA_CHANNELS, ClientConfig, Grant, HealthCheck, Limits, ProxyConfig, ServerConfig
 from tunnel.config_file import (
     CLIENT_KEYS,
@@ -28,6 +28,8 @@ from tunnel.config_file import (
     load_server,
     tell_kind,
 )
+from tunnel.config_sections import take_policy
+from tunnel.config_table import Findings
 from tunnel.config_targets import CHECK_TYPES
 from tunnel.errors import ConfigError, Mistake
 from tunnel.templates import init_text
@@ -295,6 +297,15 @@ SERVER_MISTAKES = [
     ("[bind_retry]\njitter = false", 2, "bind_retry.jitter", "is true or false, not a number"),
     ("[bind_retry]\ninitial_delay = 8\nmax_delay = 4", 2, "bind_retry.initial_delay", "is longer than max_delay (4 s)"),
     ("[bind_retry]\ninitial_delay = 61", 2, "bind_retry.initial_delay", "is longer than max_delay (60 s by default)"),
+    ('[bind_retry]\nmax_retries = "forever"', None, None, None),
+    ('[bind_retry]\nmax_retries = "never"', 2, "bind_retry.max_retries", "is a text, not a whole number"),
+    ('[bind_retry]\ntype = "linear"\nstep = 0.5\nmax_retries = 3', None, None, None),
+    ('[bind_retry]\ntype = "cubic"\nstep = 1', 2, "bind_retry.type", "is no type of policy"),
+    ("[bind_retry]\ntype = 1", 2, "bind_retry.type", "is a number, not a text"),
+    ('[bind_retry]\ntype = "linear"\nstep = 0', 3, "bind_retry.step", "is out of range"),
+    ('[bind_retry]\ntype = "linear"\nfactor = "x"', 3, "bind_retry.factor", "means nothing to a policy of type linear"),
+    ("[bind_retry]\nstep = 1", 2, "bind_retry.step", "means nothing to a policy of type exponential"),
+    ('[bind_retry]\ntype = "linear"\nsteps = 1', 3, "bind_retry.steps", "is not a key here"),
     ('[admin]\nlisten = "on"', None, None, None),  # a host name, as good as any
     ('[admin]\nlisten = "8480"', 2, "admin.listen", "is not a host"),
     ("[admin]\nlisten = false", 2, "admin.listen", "is true or false, not a text"),
@@ -303,6 +314,47 @@ SERVER_MISTAKES = [
     ("[limits]\nmax_visitor = 1", 2, "limits.max_visitor", "is not a key here"),
     ('"x\\u001b[2J" = 1', 1, '"x\\u001b[2J"', "is not a key here"),
 ]
+
+
+POLICIES: list[tuple[str, Policy, Policy]] = [
+    ("", RetryPolicy(), RetryPolicy()),
+    ('type = "exponential"', RetryPolicy(), RetryPolicy()),
+    ('max_retries = "forever"', RetryPolicy(), RetryPolicy(max_retries=None)),
+    ('type = "linear"', RetryPolicy(), LinearPolicy()),
+    ('type = "linear"\nstep = 2.5\nmax_retries = 9', RetryPolicy(), LinearPolicy(2.5, 9)),
+    ('type = "linear"\nmax_retries = "forever"', RetryPolicy(), LinearPolicy(1.0, None)),
+    ("step = 2", LinearPolicy(0.05, 3), LinearPolicy(2, 3)),
+    ('type = "exponential"\nfactor = 3', LinearPolicy(0.05, 3), RetryPolicy(factor=3)),
+    ("factor = 3", RetryPolicy(1, 2, 30, None, 0.2), RetryPolicy(1, 3, 30, None, 0.2)),
+]
+
+
+@pytest.mark.parametrize(("text", "default", "policy"), POLICIES)
+def test_a_policy_has_a_type_and_what_is_not_written_is_as_usual(
+    folder: Path, text: str, default: Policy, policy: Policy
+) -> None:
+    findings = Findings()
+    root = findings.root(write(folder, f"[retry]\n{text}\n"))
+    assert take_policy(root, "retry", default) == policy
+    findings.finish()
+
+
+def test_where_there_is_no_section_there_is_no_policy(folder: Path) -> None:
+    assert take_policy(Findings().root(write(folder, "")), "retry", RetryPolicy()) is None
+
+
+def test_each_key_that_means_nothing_to_the_type_has_a_remedy(folder: Path) -> None:
+    path = write(folder, '[bind_retry]\ntype = "linear"\nfactor = 2\njitter = 0\n')
+    assert [str(mistake) for mistake in check_file(path, "server").mistakes] == [
+        f"{path}:{line}: bind_retry.{key}: {value}: means nothing to a policy of type linear; "
+        'take it away, or write type = "exponential"'
+        for line, key, value in ((3, "factor", 2), (4, "jitter", 0))
+    ]
+
+
+def test_where_the_line_of_the_type_is_no_toml_its_keys_are_not_blamed(folder: Path) -> None:
+    found = mistakes(folder, "[bind_retry]\ntype = linear\nstep = 1\n", "server")
+    assert [line for line, _, _ in found] == [2]
 
 
 @pytest.mark.parametrize(("text", "line", "path", "problem"), SERVER_MISTAKES)

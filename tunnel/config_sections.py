@@ -1,4 +1,6 @@
-"""The parts that both config files have: files, bind retry, limits, admin. Used by `server_file` and `client_file`."""
+"""The parts that several config sections have: files, retry policies, limits, admin. Used by `server_file` and
+`client_file` and their helpers.
+"""
 
 import os
 import stat
@@ -6,24 +8,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attrs import fields
+from attrs import evolve, fields
 
 from tunnel.addresses import HostPort
-from tunnel.backoff import RetryPolicy
+from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 from tunnel.config import Limits
 from tunnel.config_table import Spot, Table
-from tunnel.config_values import DAY, MAX_COUNT, Reader, admin_listen, number, path_from, whole
+from tunnel.config_values import DAY, MAX_COUNT, Reader, admin_listen, number, one_of, or_word, path_from, whole
 
 MAX_BUDGET_BYTES = 2**50
 MIN_BUDGET_BYTES = 1024 * 1024  # sixteen streams with the first window of 64 KiB
 
-_RETRY: dict[str, Reader[Any]] = {
-    "initial_delay": number(0, DAY, above=True),
-    "factor": number(1, 1000),
-    "max_delay": number(0, DAY, above=True),
-    "max_retries": whole(0, MAX_COUNT),
-    "jitter": number(0, 1),
+FOREVER = "forever"
+EXPONENTIAL, LINEAR = "exponential", "linear"
+_MAX_RETRIES: Reader[Any] = or_word(FOREVER, whole(0, MAX_COUNT))
+_POLICIES: dict[str, tuple[Policy, dict[str, Reader[Any]]]] = {
+    EXPONENTIAL: (
+        RetryPolicy(),
+        {
+            "initial_delay": number(0, DAY, above=True),
+            "factor": number(1, 1000),
+            "max_delay": number(0, DAY, above=True),
+            "max_retries": _MAX_RETRIES,
+            "jitter": number(0, 1),
+        },
+    ),
+    LINEAR: (LinearPolicy(), {"step": number(0, DAY, above=True), "max_retries": _MAX_RETRIES}),
 }
+_ABSENT = object()  # None is a value of `max_retries`
 
 
 def take_file(table: Table, key: str, base: Path) -> Path | None:
@@ -54,20 +66,51 @@ def take_state_dir(table: Table, base: Path) -> Path | None:
     return path
 
 
-def take_bind_retry(table: Table) -> RetryPolicy | None:
+def take_bind_retry(table: Table) -> Policy | None:
     """``bind_retry`` of the server or of a proxy; None where there is none."""
-    section = table.table("bind_retry")
+    return take_policy(table, "bind_retry", RetryPolicy())
+
+
+def take_policy(table: Table, key: str, default: Policy) -> Policy | None:
+    """The retry policy in the table at `key`; None where there is none.
+
+    `default` gives the type where none is written, and what is not written of a policy of its own type.
+    """
+    section = table.table(key)
     if section is None:
         return None
-    found = _take_all(section, _RETRY)
-    policy = RetryPolicy(**found)
-    max_is_known = "max_delay" in found or not ("max_delay" in section or table.findings.partial)
+    usual = LINEAR if isinstance(default, LinearPolicy) else EXPONENTIAL
+    written = section.take("type", one_of((EXPONENTIAL, LINEAR), "type of policy"), None)
+    chosen = written or usual
+    base, readers = _POLICIES[chosen]
+    taken = {name: section.take(name, read, _ABSENT) for name, read in readers.items()}
+    found: dict[str, Any] = {name: value for name, value in taken.items() if value is not _ABSENT}
+    is_sure = written is not None or not ("type" in section or section.findings.partial)
+    _know_foreign(section, chosen, blame=is_sure)
+    start: Any = default if chosen == usual else base
+    policy: Policy = evolve(start, **found)
+    if isinstance(policy, RetryPolicy):
+        _check_first_delay(section, policy, found)
+    return policy
+
+
+def _know_foreign(section: Table, chosen: str, *, blame: bool) -> None:
+    """The keys of the policies that were not chosen are keys, too, and what they say is to be blamed all the same."""
+    for other, (_, readers) in _POLICIES.items():
+        for name in (name for name in readers if name not in _POLICIES[chosen][1]):
+            section.known.append(name)
+            if blame and name in section:
+                remedy = f'take it away, or write type = "{other}"'
+                section.blame(name, f"means nothing to a policy of type {chosen}", remedy)
+
+
+def _check_first_delay(section: Table, policy: RetryPolicy, found: dict[str, Any]) -> None:
+    max_is_known = "max_delay" in found or not ("max_delay" in section or section.findings.partial)
     if "initial_delay" in found and max_is_known and policy.initial_delay > policy.max_delay:
         by_default = "" if "max_delay" in found else " by default"
         section.blame(
             "initial_delay", f"is longer than max_delay ({policy.max_delay:g} s{by_default})", "lower it, or raise that"
         )
-    return policy
 
 
 def take_limits(table: Table) -> Limits:
