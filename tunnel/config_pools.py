@@ -9,6 +9,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from tunnel.config import DATA_CHANNELS, HOT_TARGETS, PoolConfig
+from tunnel.config_sections import take_policy
 from tunnel.config_table import Spot, Table
 from tunnel.config_values import DAY, Reader, number, one_of, or_word, whole
 
@@ -83,9 +84,11 @@ def _take_said(section: Table, readers: dict[str, Reader[Any]]) -> dict[str, _Sa
 
 
 def _pool(said: dict[str, _Said], default: PoolConfig, section: Table | None) -> PoolConfig:
+    values = {key: one.value for key, one in said.items()}
     if section is not None:
         _check_counts(said, section)
-    values = {key: one.value for key, one in said.items()}
+        values["quarantine"] = take_policy(section, "quarantine", default.quarantine) or default.quarantine
+        values["retry"] = take_policy(section, "retry", default.retry) or default.retry
     return evolve(default, **{**values, **_counts(values, default)})
 
 

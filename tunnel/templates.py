@@ -81,7 +81,6 @@ token_file = "home.token"
 #pin = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
 #ca_file = "ca.pem"
 
-#data_channels = 2  # connections kept open for visitors' bytes
 #state_dir = "/var/lib/trio-tunnel"
 
 # One entry for each service.
@@ -89,7 +88,13 @@ token_file = "home.token"
 name = "web"
 publish_addr = "0.0.0.0"  # at the server; numeric
 publish_port = 8001  # 0: the server chooses, tells, and keeps it for this name
-target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"; targets = [...] for several, the first that answers
+target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"
+# Instead, for several; what stands in { } has all these keys, of which only target must be there:
+# targets = ["10.0.0.8:8080", { target = "tls://nas.local:443", weight = 3, backup = true,
+#   connect_to = "10.0.0.9:443", server_name = "nas.local" }]
+#balance = "least_load"  # how one of several is chosen for a visitor; or "round_robin"
+#hot = 0  # connections to the targets that are kept ready, unused, for visitors to come
+#when_down = "keep"  # the public port, while a health check finds no target up; or "close"
 
 # The service counts as healthy only while its target answers.
 #[proxies.health_check]
@@ -101,6 +106,7 @@ target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"; targets = [...]
 #timeout = 3
 #rise = 1  # good answers in a row until it is up
 #fall = 2  # bad ones until it is down
+#jitter = 0.1  # share of each interval, 0 to 1, that chance may take away
 
 # How the server tries again while the public port is taken; without it, as the server is set.
 #[proxies.bind_retry]
@@ -109,6 +115,54 @@ target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"; targets = [...]
 #max_delay = 60
 #max_retries = 3
 #jitter = 0
+
+# The hot connections to targets, in detail; `min` and `choice` stand for hot and balance above.
+#[proxies.pool]
+#max = 64
+#max_per_address = 64
+#min_per_address = 0
+#fill_rate = 50  # opened ahead of need, a second
+#fill_concurrency = 16  # at a time
+#max_age = 300  # then replaced, the new one first; or "never"
+#age_jitter = 0.1
+#idle_limit = 50  # those beyond `min` are closed when unused for so long; or "never"
+#probe_interval = 5  # unused ones are looked at again; or "never"
+#open_seconds = 10
+#validate_seconds = 5
+#wait_seconds = 10  # for a visitor's connection, retries among it
+#[proxies.pool.quarantine]  # of a target that failed, before one connection tries it again
+#type = "exponential"  # or "linear", with step and max_retries
+#initial_delay = 1
+#factor = 2
+#max_delay = 30
+#max_retries = "forever"
+#jitter = 0.2
+#[proxies.pool.retry]  # within one visitor's wait, before its first byte
+#type = "linear"
+#step = 0.05
+#max_retries = 3
+
+# Connections kept open to the server for visitors' bytes. data_channels = 2 at the top is short for min.
+#[data_channels]
+#min = 2
+#min_per_address = 1
+#max = 16
+#max_per_address = 8
+#fill_rate = 10
+#fill_concurrency = 4
+#max_age = 3600  # seconds, then replaced, the new one first; or "never"
+#age_jitter = 0.1
+#idle_limit = 300  # or "never"
+#probe_interval = 15  # or "never"
+#open_seconds = 10
+#validate_seconds = 5
+#wait_seconds = 10
+#choice = "least_load"  # or "round_robin"
+#[data_channels.quarantine]  # of an address that failed, as above
+#initial_delay = 1
+#max_delay = 30
+#[data_channels.retry]
+#max_retries = 3
 
 # Where `trio-tunnel status` asks, at the client; also /stats, /healthz and /readyz. None unless asked for.
 #[admin]
