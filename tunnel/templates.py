@@ -37,11 +37,12 @@ bind_port = 8443
 #max_visitors = 500  # at the same time; without it, what the server's own limits leave
 
 # How a proxy's public port is tried again while somebody else has it: after 2, 4, 8, 16, 32, 60, 60, … seconds.
+# With type = "linear", step = 1 and max_retries = 4 instead: after 0, 1, 2, 3 seconds.
 [bind_retry]
 initial_delay = 2
 factor = 2
 max_delay = 60
-max_retries = 10
+max_retries = 10  # or "forever"
 jitter = 0  # share of each wait, 0 to 1, that chance may take away
 
 # Where `trio-tunnel status` asks; also /stats, /healthz and /readyz over HTTP.
