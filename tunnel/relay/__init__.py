@@ -22,6 +22,7 @@ from tunnel.relay.channel import Channel
 from tunnel.relay.engine import Engine
 from tunnel.relay.listener import Listener
 from tunnel.relay.session import RelaySession
-from tunnel.relay.stream import Stream, Tally
+from tunnel.relay.stream import Stream
+from tunnel.relay.tally import Tally
 
 __all__ = ["Channel", "Engine", "Listener", "RelaySession", "Stream", "Tally"]

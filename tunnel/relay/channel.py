@@ -16,7 +16,6 @@ from tunnel.frames import (
     MAX_NUMBER,
     OPEN,
     OPEN_PAYLOAD,
-    PING,
     PONG,
     WS_ROOM,
     Abort,
@@ -25,6 +24,8 @@ from tunnel.frames import (
     put_message_head,
 )  # fmt: skip
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
+from tunnel.relay.pulse import FIRST_ROUND_TRIP, Pulse
+from tunnel.relay.strays import moved, stray
 from tunnel.relay.stream import Stream
 from tunnel.sockets import channel_options, reset
 from tunnel.tls import Detached, read_into
@@ -41,7 +42,6 @@ CAPACITY = BATCH_END + FRAME_HEAD + READ_BYTES  # the last read may pass it
 BULK_BYTES = 512 * 1024  # a stream that filled a read and has sent so much is bulk: it leaves the interactive one
 STEP_BYTES = 64 * 1024  # BIOs never shrink, so they are filled and emptied in steps
 INBOUND_BYTES = 256 * 1024  # from one channel in one turn; more delays the others (1 MiB costs them a millisecond)
-FIRST_ROUND_TRIP = 0.2  # seconds, until the first pong has told; too long only lets a window grow early
 
 # What a peer's RST may say of a visitor that was never served; any other reason cut one that was.
 REFUSALS = {
@@ -77,9 +77,7 @@ class Channel:
         self._controls: list[bytes] = []  # WebSocket pings, pongs and a close
         self._pong: bytes | None = None  # the newest ping's answer; older ones need none (RFC 6455 §5.5.3)
         self._unsent: list[bytes | memoryview] = [parts.unsent] if parts.unsent else []  # the kernel had no room
-        self._ping_nonce = 0
-        self._ping_at = 0.0
-        self._received_before = 0  # when the deadline of the last ping began
+        self.pulse = Pulse(self)
         self._ending = False  # their FIN has come: read until it is seen
         self._has_more = False  # waits in the engine's `rereads`
         self._first_plaintext = parts.plaintext
@@ -211,12 +209,12 @@ class Channel:
         self.session.opened(self, sid, index, version)
 
     def on_stray(self, sid: int, data: memoryview) -> None:
-        self.session.stray(self, sid, data)
+        stray(self.session.streams, self, sid, data)
 
     def on_fin(self, sid: int) -> None:
         stream = self.inbound.get(sid)
         if stream is None:
-            self.session.stray(self, sid, None)
+            stray(self.session.streams, self, sid, None)
         else:
             stream.fin()
 
@@ -229,19 +227,14 @@ class Channel:
             stream.cut()
 
     def on_move(self, sid: int) -> None:
-        self.session.moved(self, sid)
+        moved(self.session.streams, self, sid)
 
     def on_ping(self, payload: bytes) -> None:
         self._pong = payload
         self.stir()
 
     def on_pong(self, payload: bytes) -> None:
-        if payload == self._ping_nonce.to_bytes(8, "big") and self._ping_at:
-            took = self.engine.now() - self._ping_at
-            # The least is nearest the truth: a busy moment only adds. A path that got longer is believed slowly.
-            self.round_trip = min(took, 0.8 * self.round_trip + 0.2 * took)
-            self._ping_at = 0.0
-            self.engine.pongs.discard(self)
+        self.pulse.on_pong(payload)
 
     def on_close(self) -> None:
         self.lost("the peer closed it")
@@ -260,25 +253,19 @@ class Channel:
             self.stir()
 
     def ping(self) -> None:
-        """Ask for a sign of life, and measure the round trip; unanswered for its deadline, the channel is lost."""
-        self._ping_nonce += 1
-        self._ping_at = self.engine.now()
-        self._received_before = self.received
-        self._controls.append(control_message(PING, self._ping_nonce.to_bytes(8, "big"), masked=self._masks))
-        self.engine.pongs.add(self, self._ping_at)
-        self.engine.pings.add(self, self._ping_at)
-        self.stir()
+        self.pulse.ping()
 
     def unanswered(self) -> None:
-        """No pong yet. On a slow link it may stand behind megabytes; as long as those arrive, the channel lives."""
-        self._read()  # if it was us who did nothing (SIGSTOP), it waits in the kernel
-        if not self.alive or not self._ping_at:
-            return
-        if self.received == self._received_before:
-            self.lost("no sign of life")
-            return
-        self._received_before = self.received
-        self.engine.pongs.add(self, self.engine.now())
+        self.pulse.unanswered()
+
+    def put_control(self, opcode: int, payload: bytes) -> None:
+        """Add a WebSocket ping or close."""
+        self._controls.append(control_message(opcode, payload, masked=self._masks))
+        self.stir()
+
+    def read_now(self) -> None:
+        """If it was us who did nothing (SIGSTOP), what came waits in the kernel."""
+        self._read()
 
     def pump(self) -> None:
         """One turn's output: a read of each ready stream, one message, one send."""

@@ -13,7 +13,9 @@ from tunnel.errors import RemoteProtocolError
 from tunnel.frames import FIRST_WINDOW, MOVE, RST, Abort
 from tunnel.relay.channel import Channel
 from tunnel.relay.listener import Listener
-from tunnel.relay.stream import Strays, Stream, Tally
+from tunnel.relay.strays import settle
+from tunnel.relay.stream import Stream
+from tunnel.relay.tally import Tally
 from tunnel.tls import Detached
 
 if TYPE_CHECKING:
@@ -123,50 +125,6 @@ class RelaySession:
         stream.channel.stir()
         return True
 
-    def moved(self, channel: Channel, sid: int) -> None:
-        """The peer goes on sending elsewhere: on the channel whose frames wait, or on whichever brings the first."""
-        stream = channel.inbound.pop(sid, None)
-        if stream is None:
-            if sid in self.streams:
-                raise RemoteProtocolError(f"MOVE of stream {sid}, which does not send here")
-            return
-        stream.source = None
-        strays, stream.strays = stream.strays, None
-        if strays is not None:
-            self._settle(stream, strays.channel)
-            if strays.data:
-                stream.deliver(memoryview(strays.data))
-            if strays.fin and stream.alive:
-                stream.fin()
-
-    def _settle(self, stream: Stream, channel: Channel) -> None:
-        stream.source = channel
-        channel.inbound[stream.sid] = stream
-
-    def stray(self, channel: Channel, sid: int, data: memoryview | None) -> None:
-        """A frame (FIN: None) of a stream that does not send on this channel, or not yet."""
-        stream = self.streams.get(sid)
-        if stream is None:
-            return  # it crossed our RST
-        if stream.source is None:
-            self._settle(stream, channel)
-            if data is None:
-                stream.fin()
-            else:
-                stream.deliver(data)
-            return
-        if stream.strays is None:
-            stream.strays = Strays(channel)
-        strays = stream.strays
-        if strays.channel is not channel or strays.fin:
-            raise RemoteProtocolError(f"stream {sid} sends on several channels, or after its FIN")
-        if data is None:
-            strays.fin = True
-            return
-        strays.data += data
-        if len(strays.data) > stream.allowance:
-            raise RemoteProtocolError(f"DATA beyond the credit of stream {sid}")
-
     def _pick(self) -> Channel | None:
         """The first channel that is not held up: sharing one makes bigger batches than spreading."""
         for channel in self.channels:
@@ -200,7 +158,7 @@ class RelaySession:
             self.engine.waits.add(stream, self.engine.now())
             return
         stream.channel = channel
-        self._settle(stream, channel)
+        settle(stream, channel)
         if channel.is_blocked and channel.waiting_bytes > MAX_OPENS_BYTES:
             channel.lost("it does not read")  # visitors come and go, and it has not even heard of the first
             return
@@ -222,7 +180,7 @@ class RelaySession:
         stream = Stream(self, sid, route.tally)
         self._keep(stream)
         stream.channel = channel
-        self._settle(stream, channel)
+        settle(stream, channel)
         try:
             route.dial(stream)
         except Exception as exc:

@@ -5,11 +5,10 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from attrs import Factory, define
-
 from tunnel.errors import RemoteProtocolError
 from tunnel.frames import CREDIT, FIRST_WINDOW, RST, Abort, grown_window
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
+from tunnel.relay.tally import Tally
 from tunnel.sockets import expect_reset, reset
 
 if TYPE_CHECKING:
@@ -18,64 +17,15 @@ if TYPE_CHECKING:
     from tunnel.relay.channel import Channel
     from tunnel.relay.engine import Member
     from tunnel.relay.session import RelaySession
+    from tunnel.relay.strays import Strays
 
 JOINED_BYTES = 16 * 1024  # of data held for a slow local socket, kept in one piece
 _ENDING = READ_END | HANGUP
 _RARE = ERROR | _ENDING
 
 
-@define(eq=False, slots=True)
-class Tally:
-    """One proxy's figures. Streams count for themselves; whoever makes a snapshot adds them up, and each adds itself
-    when it ends, so that the hot path has one counter to touch and not three."""
-
-    visitors_total: int = 0
-    refused: dict[str, int] = Factory(dict)
-    _read: int = 0
-    _written: int = 0
-    _streams: "set[Stream]" = Factory(set)
-
-    @property
-    def visitors(self) -> int:
-        return len(self._streams)
-
-    @property
-    def read(self) -> int:
-        """Bytes taken from local sockets."""
-        return self._read + sum(stream.bytes_read for stream in self._streams)
-
-    @property
-    def written(self) -> int:
-        """Bytes delivered to local sockets."""
-        return self._written + sum(stream.bytes_written for stream in self._streams)
-
-    def enter(self, stream: "Stream") -> None:
-        self.visitors_total += 1
-        self._streams.add(stream)
-
-    def leave(self, stream: "Stream") -> None:
-        self._streams.remove(stream)
-        self._read += stream.bytes_read
-        self._written += stream.bytes_written
-
-    def refuse(self, reason: Abort) -> None:
-        key = reason.name.lower()
-        self.refused[key] = self.refused.get(key, 0) + 1
-
-
 # What befalls dials and is told to the visitor's side as such; anything else there is a reset.
 _DIAL_ERRORS = {errno.ECONNREFUSED: Abort.DIAL_REFUSED, errno.ETIMEDOUT: Abort.DIAL_TIMEOUT}
-
-
-class Strays:
-    """What came of a moved stream before its MOVE did: the bytes, in one piece whatever theirs were, and its FIN."""
-
-    __slots__ = ("channel", "data", "fin")
-
-    def __init__(self, channel: "Channel") -> None:
-        self.channel = channel
-        self.data = bytearray()
-        self.fin = False
 
 
 class LocalSocket(Protocol):
