@@ -1,0 +1,84 @@
+"""What `/stats` and ``status --json`` tell of a pool, ready for JSON; bounded however many addresses and owners. Pure.
+
+`states` counts members, `in_use` those lent for good, too. `reuse` is the share of leases on a connection that had been
+lent before, `hit` that of leases that did not wait. Durations are in seconds.
+"""
+
+from math import inf
+from typing import Any
+
+from tunnel.pool.members import A, Site, State, V
+from tunnel.pool.rules import Rules
+
+MAX_ADDRESSES = 200  # told one by one; those in trouble, then the busiest
+
+
+def describe(rules: Rules[A, V], now: float) -> dict[str, Any]:
+    roster, figures = rules.roster, rules.figures
+    states = dict.fromkeys(map(str, State), 0)
+    ages: list[float] = []
+    for site in roster.sites.values():
+        for state, number in _states(site, reusable=rules.reusable).items():
+            states[state] += number
+        ages += [now - member.opened_at for member in site.members.values() if member.opened_at < inf]
+    states[State.RETIRED] = sum(figures.retired.values())
+    told = sorted(roster.sites.values(), key=lambda s: (not s.is_quarantined, s.down is None, -s.lent))[:MAX_ADDRESSES]
+    return {
+        "states": states,
+        "min": rules.config.min,
+        "max": rules.config.max,
+        "wanted": rules.wanted(now),
+        "waiting": len(rules.waiters) + sum(len(site.waiters) for site in roster.sites.values()),
+        "lent": rules.lent,
+        "leases": figures.leases,
+        "hits": figures.hits,
+        "misses": figures.misses,
+        "hit": _share(figures.hits, figures.hits + figures.misses),
+        "reuse": _share(figures.reused, figures.leases),
+        "cold_dials": figures.cold_dials,
+        "handshakes": figures.opened,
+        "waits": figures.waits.summary(),
+        "wait_timeouts": figures.timeouts,
+        "openings": figures.openings.summary(),
+        "failures": dict(figures.faults),
+        "validation_failures": dict(figures.validation_failures),
+        "retries": dict(figures.retries),
+        "denied_retries": figures.denied_retries,
+        "quarantines": figures.quarantines,
+        "retired": dict(figures.retired),
+        "leaks": dict(figures.leaks),
+        "arrivals_per_second": round(rules.arrivals.per_second(now), 3),
+        "oldest_seconds": round(max(ages, default=0.0), 3),
+        "addresses": {str(site.address): _describe_site(site, now, reusable=rules.reusable) for site in told},
+        "addresses_in_all": len(roster.sites),
+    }
+
+
+def _states(site: Site[A, V], *, reusable: bool) -> dict[State, int]:
+    counts: dict[State, int] = {}
+    for member in site.members.values():
+        state = State.IN_USE if member.state is State.AVAILABLE and member.load else member.state
+        counts[state] = counts.get(state, 0) + 1
+    if not reusable and site.lent:
+        counts[State.IN_USE] = counts.get(State.IN_USE, 0) + site.lent
+    return counts
+
+
+def _describe_site(site: Site[A, V], now: float, *, reusable: bool) -> dict[str, Any]:
+    return {
+        "states": {str(state): number for state, number in _states(site, reusable=reusable).items()},
+        "users": site.lent + sum(member.load - member.leases for member in site.members.values()),
+        "weight": site.weight,
+        "backup": site.backup,
+        "down": site.down,
+        "failures": site.failures,
+        "last_failure": site.fault and f"{site.fault.phase}.{site.fault.kind}: {site.fault.message}",
+        "quarantines": site.quarantines,
+        "oldest_seconds": round(
+            max((now - m.opened_at for m in site.members.values() if m.opened_at < inf), default=0.0), 3
+        ),
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 5) if whole else None
