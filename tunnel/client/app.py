@@ -3,7 +3,7 @@
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -14,11 +14,13 @@ from tunnel.client.dialer import PAUSE_SECONDS, make_dialer, reach
 from tunnel.client.session import ClientSession, Identity
 from tunnel.client.targets import RouteTable
 from tunnel.config import ClientConfig, ProxyConfig
+from tunnel.config_diff import Action, applied
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.limits import visitor_bound
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Status, Welcome
 from tunnel.relay import Engine
 from tunnel.snapshot import EventStream, ProxyView, SessionView, Snapshot, utc_now
+from tunnel.tls import TlsStream
 from tunnel.version import __version__
 
 log = logging.getLogger(__name__)
@@ -134,6 +136,17 @@ class Client:
         except PeerLost as exc:  # it went first, or does not read
             log.info("stopping without a goodbye: %s", exc)
 
+    async def move_control(self, dial: Callable[[], Awaitable[TlsStream]]) -> None:
+        """Leave an address: the living session's control channel moves to the connection that `dial` makes.
+
+        Raises what `dial` raises, and `Refused` or `PeerLost` when it came to nothing: the session goes on as it was.
+        `Refused` does not end anything here, whatever its `trust` says.
+        """
+        session = self._session
+        if session is None:
+            raise PeerLost("there is no session whose control channel could be changed")
+        await session.change_control(await dial())
+
     # What happened
 
     def _welcomed(self, welcome: Welcome) -> None:
@@ -226,8 +239,8 @@ class Client:
     def publish(self, *proxies: ProxyConfig) -> None:
         """Publish exactly these from now on. `ValueError` for two of one name.
 
-        A proxy that stays as it is is not touched, neither its listener nor its retries; one that changed starts
-        afresh, one that is missing is closed. Visitors inside go on.
+        A proxy that stays at its public address keeps its listener, and its retries save those of a policy that
+        changed; one that moved starts afresh, one that is missing is closed. Visitors inside go on.
         """
         if len({proxy.name for proxy in proxies}) != len(proxies):
             raise ValueError("two proxies have one name")
@@ -235,14 +248,21 @@ class Client:
         self.config = evolve(self.config, proxies=proxies)
         self._routes.replace(proxies)
         routes = self._routes.routes
-        for name in [name for name in self.statuses if routes.get(name) is not before.get(name)]:
-            del self.statuses[name]
+        for name in list(self.statuses):
+            if name not in routes or routes[name].config.publish != before[name].config.publish:
+                del self.statuses[name]
         for proxy in proxies:
             if proxy.name not in self.statuses:
                 reason = Reason.PENDING if self.is_ready() else Reason.CONNECTING
                 self._post(_own_status(proxy.name, proxy.publish.host, proxy.publish.port, reason, "not published yet"))
         if self._session is not None:
             self._session.publish()
+
+    def apply(self, actions: Sequence[Action]) -> None:
+        """Carry out what a changed configuration asks for; `NeedsRestart` is left to the caller to tell. No await."""
+        before, self.config = self.config, applied(self.config, actions)
+        if self.config.proxies != before.proxies:
+            self.publish(*self.config.proxies)
 
     def snapshot(self) -> Snapshot:
         return Snapshot("client", __version__, (SessionView(self._name, self._since, tuple(self._views())),))

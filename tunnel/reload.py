@@ -1,0 +1,93 @@
+"""SIGHUP: the configuration is read again, and what changed is carried out, all or nothing. Used by `commands`.
+
+A file that cannot be used, or is half written, changes nothing: each mistake is logged, and the process goes on with
+what it has.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import trio
+
+from tunnel.config import ClientConfig, ServerConfig
+from tunnel.config_diff import Action, NeedsRestart, applied, diff
+from tunnel.errors import ConfigError
+
+C = TypeVar("C", ClientConfig, ServerConfig)
+
+log = logging.getLogger(__name__)
+
+
+class Reloader(Generic[C]):
+    """Takes requests from its making on, and serves them while `run` does.
+
+    `load` reads file and options as at the start, in a thread; None where no file was given. Once `drain` is set the
+    configuration stays as it is.
+    """
+
+    def __init__(self, load: Callable[[], C] | None, *, drain: trio.Event) -> None:
+        self._load: Callable[[], C] | None = load
+        self._drain = drain
+        self._requested = trio.Event()
+
+    async def watch(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Take SIGHUP for a request, until cancelled. It ends no process from the start of this on."""
+        if sys.platform == "win32":  # has no such signal
+            task_status.started()
+            return
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            task_status.started()
+            async for _ in signals:
+                self.request()
+
+    def request(self) -> None:
+        """Read it again soon. Of several requests before that, the files are read once."""
+        if self._drain.is_set():
+            log.info("the configuration is not read again while stopping")
+        elif self._load is None:
+            log.warning("there is no configuration file to read again; give one with -c")
+        else:
+            self._requested.set()
+
+    async def run(self, running: C, apply: Callable[[C, Sequence[Action]], None]) -> None:
+        """Serve requests until cancelled. `running` is the configuration of the process so far; `apply` gets what it
+        shall be and how to get there, and must not fail."""
+        while True:
+            await self._requested.wait()
+            self._requested = trio.Event()  # before the files are read: who changes them later gets another reading
+            wanted = await self._read()
+            if wanted is not None and not self._drain.is_set():
+                running = _change(running, wanted, apply)
+
+    async def _read(self) -> C | None:
+        assert self._load is not None
+        try:
+            return await trio.to_thread.run_sync(
+                self._load, abandon_on_cancel=True
+            )  # a disk that hangs holds up no end
+        except ConfigError as exc:
+            for mistake in exc.mistakes:
+                log.error("%s", mistake)
+            log.error("the configuration was not changed: %s to mend", _count(len(exc.mistakes), "mistake"))
+        except Exception:
+            log.exception("the configuration could not be read again; nothing was changed")
+        return None
+
+
+def _change(running: C, wanted: C, apply: Callable[[C, Sequence[Action]], None]) -> C:
+    actions = diff(running, wanted)
+    now = applied(running, actions)
+    live = [action for action in actions if not isinstance(action, NeedsRestart)]
+    if live:
+        apply(now, live)
+    for action in actions:
+        log.log(logging.WARNING if isinstance(action, NeedsRestart) else logging.INFO, "%s", action)
+    log.info("the configuration was read again: %s", _count(len(live), "change") if live else "nothing to change")
+    return now
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
