@@ -19,6 +19,7 @@ import trio
 import trio_websocket
 import wsproto.utilities
 
+from tunnel.addresses import HostPort
 from tunnel.errors import PeerLost, RemoteProtocolError
 from tunnel.messages import MAX_MESSAGE_BYTES, Message, decode, encode
 from tunnel.tls import TlsStream
@@ -32,9 +33,14 @@ RECEIVE_BYTES = 64 * 1024  # at a time; the default of 4 KiB is sixteen times th
 
 
 class ControlChannel:
-    """One task may receive while others send. Ends with the context manager that made it."""
+    """One task may receive while others send. Ends with the context manager that made it.
 
-    def __init__(self, websocket: trio_websocket.WebSocketConnection) -> None:
+    When `ended` is set nothing more comes; what came before can still be received. `peer` is the other end's address.
+    """
+
+    def __init__(self, websocket: trio_websocket.WebSocketConnection, ended: trio.Event, peer: str) -> None:
+        self.ended = ended
+        self.peer = peer
         self._websocket = websocket
 
     async def send(self, message: Message) -> None:
@@ -62,6 +68,7 @@ class _ReaderHome:
         self._nursery = nursery
         self._opening = opening
         self.failure: Exception | None = None
+        self.ended = trio.Event()
 
     def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
         self._nursery.start_soon(self._run, reader, name="control channel reader")
@@ -74,6 +81,7 @@ class _ReaderHome:
             log.debug("the WebSocket reader failed: %r", exc)
         finally:
             self._opening.cancel()
+            self.ended.set()
 
 
 Wrap = Callable[[Any], Awaitable[trio_websocket.WebSocketConnection]]
@@ -87,7 +95,7 @@ async def _open(stream: TlsStream, wrap: Wrap) -> AsyncIterator[ControlChannel]:
             opening = trio.CancelScope(deadline=trio.current_time() + OPEN_SECONDS)
             home = _ReaderHome(nursery, opening)
             try:
-                yield ControlChannel(await _upgrade(wrap, home, opening))
+                yield ControlChannel(await _upgrade(wrap, home, opening), home.ended, _peer_of(stream))
             except Exception as exc:  # raised below: out of a nursery it would come as a group
                 failure = exc
             nursery.cancel_scope.cancel(reason="the control channel is closing")
@@ -98,6 +106,14 @@ async def _open(stream: TlsStream, wrap: Wrap) -> AsyncIterator[ControlChannel]:
         stream.close()
     if failure is not None:
         raise failure
+
+
+def _peer_of(stream: TlsStream) -> str:
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except (OSError, ValueError):  # gone already, or not over IP
+        return "unknown"
+    return str(HostPort(host, port))
 
 
 async def _upgrade(wrap: Wrap, home: _ReaderHome, opening: trio.CancelScope) -> trio_websocket.WebSocketConnection:

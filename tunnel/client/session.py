@@ -7,6 +7,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 import trio
@@ -19,9 +20,12 @@ from tunnel.client.health import watch_targets
 from tunnel.client.targets import RouteTable
 from tunnel.config import ClientConfig, ProxyConfig
 from tunnel.control import ControlChannel, open_client_control
+from tunnel.control_line import ControlLine, open_line
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError
 from tunnel.messages import (
+    ATTACH,
     PROTOCOL_VERSION,
+    ControlMoved,
     Farewell,
     Goodbye,
     Heartbeat,
@@ -87,7 +91,9 @@ class ClientSession:
         self._connected = connected
         self._heard = heard
         self._drained = drained
-        self._control: ControlChannel  # from `run` on
+        self._line: ControlLine  # from `run` on
+        self._identity: Identity  # likewise
+        self._welcome: Welcome | None = None
         self._law = Law(HEARD_BY_CLIENT)
         self._outbox: deque[Message] = deque()
         self._wake = trio.Event()
@@ -102,23 +108,27 @@ class ClientSession:
     async def run(self, stream: TlsStream, identity: Identity) -> Goodbye:
         """Be in session over `stream` until it ends; closes the stream."""
         try:
-            async with open_client_control(
-                stream, host=str(self._config.servers[0]), path="/control", headers=identity.headers()
-            ) as self._control:
+            self._identity = identity
+            async with open_line(self._opening(stream)) as self._line:
                 with self.relay:
                     return await self._serve()
         except BaseExceptionGroup as group:
             raise _only_cause(group) from group
 
+    def _opening(self, stream: TlsStream, **more: str) -> AbstractAsyncContextManager[ControlChannel]:
+        headers = {**self._identity.headers(), **more}
+        return open_client_control(stream, host=str(self._config.servers[0]), path="/control", headers=headers)
+
     async def _serve(self) -> Goodbye:
         with trio.move_on_after(WELCOME_SECONDS) as waiting:
-            await self._control.send(Hello(PROTOCOL_VERSION, __version__))
+            await self._line.send(Hello(PROTOCOL_VERSION, __version__))
             welcome = await self._receive()
         if waiting.cancelled_caught:
             raise PeerLost("the server did not answer the greeting", answered=True)
         if isinstance(welcome, Goodbye):
             return welcome
         assert isinstance(welcome, Welcome)
+        self._welcome = welcome
         self._tickets = Tickets(welcome.tickets, lambda count: self.say(TicketRequest(count)))
         self._connected(welcome)
         async with trio.open_nursery() as nursery:
@@ -141,10 +151,40 @@ class ClientSession:
                 self._routes.use(None)
         return goodbye
 
+    # The control channel's own place
+
+    @property
+    def control_peer(self) -> str:
+        """The server's address that the control channel goes to, ``host:port``; empty before `run`."""
+        return self._line.peer if self._welcome is not None else ""
+
+    async def change_control(self, stream: TlsStream) -> None:
+        """Move the control channel to `stream`, another connection to this server; visitors and streams do not notice.
+
+        Returns once the server has followed; `stream` is the session's from the call on. Raises `Refused` or `PeerLost`
+        when the change came to nothing: the session goes on with the channel it has, unless that was lost, which `run`
+        tells. If cancelled while the new channel is being opened, it is given up; later, it ends in the background.
+        """
+        welcome, problem = self._welcome, self._unchangeable()
+        if problem is not None or welcome is None:
+            stream.close()
+            raise problem or PeerLost("there was no greeting yet")
+        await self._line.change_to(self._opening(stream, **{"Trio-Tunnel-Session": welcome.session}))
+
+    def _unchangeable(self) -> Refused | PeerLost | None:
+        """Why the control channel cannot be changed now."""
+        if self._welcome is None or self._nursery is None:
+            return PeerLost("there is no session whose control channel could be changed")
+        if ATTACH not in self._welcome.features:
+            return Refused("attach_unsupported", "the server is too old to change the control channel", trust=False)
+        if self._line.is_changing:
+            return Refused("attach_under_way", "the control channel is being changed already", trust=False)
+        return None
+
     # Hearing
 
     async def _receive(self) -> Message:
-        message = await self._control.receive()
+        message = await self._line.receive()
         self._last_heard = trio.current_time()
         self._law.heard(message)
         return message
@@ -163,6 +203,8 @@ class ClientSession:
                 case TicketsMessage(tickets):
                     if self._tickets is not None:
                         self._tickets.add(tickets)
+                case ControlMoved():
+                    await self._line.follow()
                 case Goodbye(Farewell.DRAINING) as goodbye:
                     log.info("the server is stopping; visitors inside may finish")
                     self._drained("the server is stopping; visitors inside may finish")
@@ -177,8 +219,10 @@ class ClientSession:
         """The server drains: stay until it ends the session. It alone knows of visitors that are on their way here."""
         try:
             while True:
-                await self._control.receive()
+                message = await self._line.receive()
                 self._last_heard = trio.current_time()
+                if isinstance(message, ControlMoved):
+                    await self._line.follow()
         except (PeerLost, RemoteProtocolError):
             return
 
@@ -243,7 +287,7 @@ class ClientSession:
         """The last word of a client that stops."""
         with trio.move_on_after(1.0, shield=True):
             try:
-                await self._control.send(Goodbye(Farewell.STOPPING, "the client is stopping"))
+                await self._line.send(Goodbye(Farewell.STOPPING, "the client is stopping"))
             except PeerLost:
                 pass  # they went first
 
@@ -252,7 +296,7 @@ class ClientSession:
             wake = self._wake  # before the look: what is added after it sets this very event
             while self._outbox:
                 with trio.move_on_after(WRITE_SECONDS) as writing:
-                    await self._control.send(self._outbox.popleft())
+                    await self._line.send(self._outbox.popleft())
                 if writing.cancelled_caught:
                     raise PeerLost("the server does not read its control channel", answered=True)
             await wake.wait()

@@ -206,6 +206,9 @@ class Gate:
             return
         visit.login()
         with log_fields(client=grant.name):
+            if "trio-tunnel-session" in head.headers:
+                await self._attach(stream, head, grant, instance, int(epoch))
+                return
             refusal = None if self.is_draining else await self._make_room(grant, instance, int(epoch))
             if self.is_draining:  # or does so since
                 await self._refuse(stream, 503, "server_stopping", "the server is stopping; try again")
@@ -232,6 +235,27 @@ class Gate:
                 del self._sessions[session]
                 self._events.publish("session.ended", client=grant.name)
                 log.info("client '%s' disconnected", grant.name)
+
+    async def _attach(self, stream: TlsStream, head: Head, grant: Grant, instance: str, epoch: int) -> None:
+        """A planned change of a living session's control channel, by the very process that has the session.
+
+        Its id is compared like any word: who knows the token gains nothing by guessing it.
+        """
+        wanted = head.headers["trio-tunnel-session"]
+        holder = self._registry.holder(grant.name)
+        known = holder and (holder.instance, holder.epoch, holder.session.id)
+        if self.is_draining:
+            await self._refuse(stream, 503, "server_stopping", "the server is stopping; try again")
+        elif holder is None or known != (instance, epoch, wanted) or not holder.session.can_attach:
+            word = f"the session {wanted[:40]!r} of client '{grant.name}' has ended or is ending; make a new one"
+            await self._refuse(stream, 409, "session_gone", word)
+        elif holder.session.is_changing:
+            word = f"another control channel of client '{grant.name}' is being attached; one at a time"
+            await self._refuse(stream, 409, "attach_under_way", word)
+        else:  # no await since it was seen to be free
+            log.info("client '%s' changes its control channel", grant.name)
+            stream.push_back(head.raw)
+            await holder.session.attach(stream)
 
     async def _make_room(self, grant: Grant, instance: str, epoch: int) -> str | None:
         """Settle whose the identity is (design §5). None: the newcomer's; otherwise why not.

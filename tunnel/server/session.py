@@ -14,10 +14,13 @@ import trio
 from tunnel.addresses import HostPort
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 from tunnel.config import Grant, ServerConfig
-from tunnel.control import ControlChannel, open_server_control
+from tunnel.control import open_server_control
+from tunnel.control_line import ControlLine, open_line
 from tunnel.errors import PeerLost, RemoteProtocolError
 from tunnel.messages import (
+    ATTACH,
     PROTOCOL_VERSION,
+    ControlMoved,
     Farewell,
     Goodbye,
     Heartbeat,
@@ -34,7 +37,7 @@ from tunnel.messages import (
     Tickets,
     Welcome,
 )
-from tunnel.protocol import HEARD_BY_SERVER, Law
+from tunnel.protocol import HEARD_BY_SERVER, Law, Phase
 from tunnel.relay import Listener, RelaySession, Tally
 from tunnel.server.binding import BindFailed
 from tunnel.server.proxy import Proxy
@@ -75,7 +78,7 @@ class Session:
         self.proxies: dict[str, Proxy] = {}
         self.ended = trio.Event()
         self.is_draining = False
-        self._control: ControlChannel  # from `run` on
+        self._line: ControlLine  # from `run` on
         self._config = config
         self._registry = registry
         self._events = events
@@ -103,7 +106,7 @@ class Session:
         When `ended` is set, its addresses, streams, channels and identity are free, whatever ended it.
         """
         try:
-            async with open_server_control(stream) as self._control:
+            async with open_line(open_server_control(stream)) as self._line:
                 with self._scope:
                     await self._walled()
                 self._free()
@@ -138,6 +141,24 @@ class Session:
             await self._read(nursery)
             nursery.cancel_scope.cancel(reason="the client said goodbye")
 
+    @property
+    def can_attach(self) -> bool:
+        """Whether another control channel may be attached: the session was greeted, and is not about to end."""
+        is_leaving = self._farewell is not None or self.is_draining or self.ended.is_set()
+        return self._law.phase is Phase.READY and not is_leaving
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether another control channel is being attached or moved to just now."""
+        return self._line.is_changing
+
+    async def attach(self, stream: TlsStream) -> None:
+        """Hold another control channel for the client to move to, until it leaves that one or the session ends.
+
+        The caller has just seen `can_attach`, and not `is_changing`. `stream` is upgraded, and closed at the end.
+        """
+        await self._line.attach(open_server_control(stream))
+
     def close(self, reason: Farewell, message: str = "") -> None:
         """End it now: ports are free when `ended` is set."""
         self._farewell = self._farewell or Goodbye(reason, message)
@@ -156,13 +177,13 @@ class Session:
     async def _say_last(self, word: Goodbye) -> None:
         with trio.move_on_after(1.0, shield=True):
             try:
-                await self._control.send(word)
+                await self._line.send(word)
             except PeerLost:
                 pass  # they went first
 
     async def _greet(self) -> None:
         with trio.fail_after(self._config.limits.login_seconds):
-            hello = await self._control.receive()
+            hello = await self._line.receive()
         self._law.heard(hello)
         assert isinstance(hello, Hello)
         if hello.version != PROTOCOL_VERSION:
@@ -172,13 +193,13 @@ class Session:
         tickets = self._issue(FIRST_TICKETS)
         beat = self._config.limits.heartbeat_seconds
         with trio.fail_after(WRITE_SECONDS):
-            await self._control.send(Welcome(self.id, self.client, tickets, beat, __version__))
+            await self._line.send(Welcome(self.id, self.client, tickets, beat, __version__, (ATTACH,)))
 
     # Hearing
 
     async def _read(self, nursery: trio.Nursery) -> None:
         while True:
-            message = await self._control.receive()
+            message = await self._line.receive()
             self._last_heard = trio.current_time()
             self._heard.set()
             self._heard = trio.Event()
@@ -198,6 +219,8 @@ class Session:
                         proxy.retry()
                 case TicketRequest(count):
                     self._reply(Tickets(self._issue(count)))
+                case ControlMoved():
+                    await self._line.follow()
                 case Goodbye():
                     log.info("client '%s' said goodbye: %s", self.client, message.message or message.reason.value)
                     return
@@ -284,7 +307,7 @@ class Session:
             wake = self._wake  # before the look: what is added after it sets this very event
             while self._is_asked or self._replies or self._changed:
                 with trio.fail_after(WRITE_SECONDS):
-                    await self._control.send(self._next_message())
+                    await self._line.send(self._next_message())
             await wake.wait()
 
     def _next_message(self) -> Message:
