@@ -26,6 +26,7 @@ config_option = click.option("-c", "--config", type=FILE, help="Configuration fi
 state_option = click.option("--state-dir", type=FOLDER, help="Where keys, tokens and chosen ports are kept.")
 verbose_option = click.option("-v", "--verbose", count=True, help="Log more; -vv also what libraries log.")
 format_option = click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+profile_option = click.option("--profile-dir", type=FOLDER, help="On SIGUSR2, write a dump of tasks and figures there.")
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
@@ -84,11 +85,12 @@ def cli() -> None:
 @click.option("--admin", metavar="HOST:PORT", help="Admin address, or off.  [default: 127.0.0.1:8480]")
 @click.option("--public-host", metavar="HOST", help="How clients reach this host, for the line that is printed.")
 @state_option
+@profile_option
 @format_option
 @verbose_option
 def serve(
     config: Path | None, listen: tuple[str, ...], admin: str | None, public_host: str | None,
-    state_dir: Path | None, log_format: Any, verbose: int,
+    state_dir: Path | None, profile_dir: Path | None, log_format: Any, verbose: int,
 ) -> None:  # fmt: skip
     """Run the server.
 
@@ -102,7 +104,14 @@ def serve(
 
     loaded = load_server(config, ServerOptions(listen, admin, state_dir))
     sys.exit(
-        run_serve(loaded, introduce=config is None, public_host=public_host, log_format=log_format, verbose=verbose)
+        run_serve(
+            loaded,
+            introduce=config is None,
+            public_host=public_host,
+            profile_dir=profile_dir,
+            log_format=log_format,
+            verbose=verbose,
+        )
     )
 
 
@@ -118,11 +127,13 @@ def serve(
 @click.option("--once", is_flag=True, help="One session; exit when it ends instead of reconnecting.")
 @click.option("--json", "as_json", is_flag=True, help="Write each status update as one JSON line.")
 @state_option
+@profile_option
 @format_option
 @verbose_option
 def connect(
     servers: tuple[str, ...], config: Path | None, proxies: tuple[str, ...], token_file: Path | None, pin: str | None,
-    admin: str | None, once: bool, as_json: bool, state_dir: Path | None, log_format: Any, verbose: int,
+    admin: str | None, once: bool, as_json: bool, state_dir: Path | None, profile_dir: Path | None, log_format: Any,
+    verbose: int,
 ) -> None:  # fmt: skip
     """Connect to SERVER and publish services there. Several are addresses of one server.
 
@@ -140,7 +151,9 @@ def connect(
     loaded = load_client(config, options)
     if state_dir is not None:
         loaded = evolve(loaded, state_dir=state_dir)
-    sys.exit(run_connect(loaded, once=once, as_json=as_json, log_format=log_format, verbose=verbose))
+    sys.exit(
+        run_connect(loaded, once=once, as_json=as_json, profile_dir=profile_dir, log_format=log_format, verbose=verbose)
+    )
 
 
 @cli.command(context_settings=SETTINGS)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import trio
 from attrs import evolve
@@ -22,6 +22,7 @@ from tunnel.client.table import TableView
 from tunnel.client.view import SessionState, View
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.errors import TunnelError, unwrapped
+from tunnel.profile import Profile, relay_figures
 from tunnel.snapshot import Event, Snapshot
 from tunnel.state import StateDir, default_state_dir
 
@@ -53,26 +54,41 @@ class Stopping:
                 self.drain.set()
 
 
+def _sections(side: Server | Client) -> dict[str, Any]:
+    """What a dump shows beside tasks and steps."""
+    return {"relay": relay_figures(side.engine)}
+
+
 # serve
 
 
 def run_serve(
-    config: ServerConfig, *, introduce: bool, public_host: str | None, log_format: LogFormat, verbose: int
+    config: ServerConfig,
+    *,
+    introduce: bool,
+    public_host: str | None,
+    profile_dir: Path | None,
+    log_format: LogFormat,
+    verbose: int,
 ) -> int:
     """Serve until a signal; returns the exit code. `introduce` prints the line to paste at a client."""
     config = evolve(config, state_dir=config.state_dir or default_state_dir())
     with logs.configure(verbose, log_format):
         announce = partial(_announce, config=config, introduce=introduce, public_host=public_host)
-        return trio.run(_serve, config, announce)
+        profile = Profile("server", profile_dir)
+        return trio.run(_serve, config, announce, profile, instruments=profile.instruments)
 
 
-async def _serve(config: ServerConfig, announce: Callable[[Server], None]) -> int:
+async def _serve(config: ServerConfig, announce: Callable[[Server], None], profile: Profile) -> int:
     stopping = Stopping()
     async with unwrapped(), trio.open_nursery() as root:
         await root.start(stopping.watch)
+        await root.start(profile.watch, name="dumps")
         with stopping.scope:
             async with trio.open_nursery() as nursery:
-                announce(await nursery.start(partial(serve, config, drain=stopping.drain, linger=True)))
+                server = await nursery.start(partial(serve, config, drain=stopping.drain, linger=True))
+                profile.sections = partial(_sections, server)
+                announce(server)
         root.cancel_scope.cancel(reason="the server has ended")
     return FORCED if stopping.forced else 0
 
@@ -130,7 +146,15 @@ def reachable_host(bound: str) -> str:
 # connect
 
 
-def run_connect(config: ClientConfig, *, once: bool, as_json: bool, log_format: LogFormat, verbose: int) -> int:
+def run_connect(
+    config: ClientConfig,
+    *,
+    once: bool,
+    as_json: bool,
+    profile_dir: Path | None,
+    log_format: LogFormat,
+    verbose: int,
+) -> int:
     """Be a client until a signal; returns the exit code, or raises why a single session (`once`) ended."""
     if config.admin is not None and config.state_dir is None:
         config = evolve(config, state_dir=default_state_dir())
@@ -142,17 +166,22 @@ def run_connect(config: ClientConfig, *, once: bool, as_json: bool, log_format: 
     view = make_view("json" if as_json else "auto", server=str(config.servers[0]), snapshot=snapshot)
     on_screen = isinstance(view, TableView) and sys.stderr.isatty()
     with logs.configure(verbose, log_format, stream=view.log_stream if on_screen else None):
-        return trio.run(_connect, config, once, view, clients.append)
+        profile = Profile("client", profile_dir)
+        return trio.run(_connect, config, once, view, clients.append, profile, instruments=profile.instruments)
 
 
-async def _connect(config: ClientConfig, once: bool, view: View, made: Callable[[Client], None]) -> int:
+async def _connect(
+    config: ClientConfig, once: bool, view: View, made: Callable[[Client], None], profile: Profile
+) -> int:
     stopping = Stopping()
     async with unwrapped(), trio.open_nursery() as root:
         await root.start(stopping.watch)
+        await root.start(profile.watch, name="dumps")
         with stopping.scope:
             async with trio.open_nursery() as nursery:
                 client = await nursery.start(partial(run_client, config, once=once, drain=stopping.drain, linger=True))
                 made(client)
+                profile.sections = partial(_sections, client)
                 root.start_soon(view.run, name="view")
                 root.start_soon(show, client, view, name="statuses")
         root.cancel_scope.cancel(reason="the client has ended")
