@@ -124,8 +124,11 @@ class _Watch:
         if health.add(target, problem):
             self._changed(target, health.healthy(target) is True, health.problem(target))
         if health.is_up is False or health.is_up is not before:
-            seconds = math.ceil(round(min(self._due.values()) - trio.current_time(), 3))
-            word = health.word(self._proxy_name, max(seconds, 0))
+            now = trio.current_time()
+            due = min(
+                (due for due in self._due.values() if due > now), default=now
+            )  # what is due now has as good as begun
+            word = health.word(self._proxy_name, math.ceil(round(due - now, 3)))
             if word is not None:
                 self._tell(word)
 
