@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import socket
 import sys
 from contextlib import suppress
@@ -94,6 +95,18 @@ def peek(sock: socket.socket) -> str | None:
         return None
     except OSError:
         return ENDED
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """Whether the peer has ended an idle connection, be it behind bytes that nobody has read yet."""
+    if not hasattr(select, "POLLRDHUP"):  # elsewhere an end behind bytes shows only when they are read
+        return peek(sock) == ENDED
+    poll = select.poll()
+    try:
+        poll.register(sock, select.POLLRDHUP)
+    except (OSError, ValueError):  # closed
+        return True
+    return bool(poll.poll(0))
 
 
 class Resettable(Protocol):

@@ -210,6 +210,8 @@ class RelaySession:
             engine.dials.discard(stream)
         if stream.silent_at >= 0:
             engine.half_closed.discard(stream)
+        if stream.lease is not None:
+            stream.lease.release()
         engine.stream_left(stream.window)
 
     def half_closed(self, stream: Stream) -> None:

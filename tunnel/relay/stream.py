@@ -28,6 +28,12 @@ _RARE = ERROR | _ENDING
 _DIAL_ERRORS = {errno.ECONNREFUSED: Abort.DIAL_REFUSED, errno.ETIMEDOUT: Abort.DIAL_TIMEOUT}
 
 
+class Lease(Protocol):
+    """What the stream holds of a pool."""
+
+    def release(self) -> None: ...
+
+
 class LocalSocket(Protocol):
     """The local side of a stream: a plain socket, or something that looks like one (TLS to a target).
 
@@ -70,6 +76,7 @@ class Stream:
         "has_moved",
         "held",
         "held_size",
+        "lease",
         "queued",
         "recv_into",
         "send",
@@ -97,6 +104,7 @@ class Stream:
         self.alive = True
         self.connecting = False
         self.dialling: CancelScope | None = None  # the task that dials, where one is needed; ends with the stream
+        self.lease: Lease | None = None  # on its target, where one counts; released with the stream
         self.credit = FIRST_WINDOW  # what we may send
         self.window = self.allowance = FIRST_WINDOW  # what we granted, and what is left of it
         self.grant_at = FIRST_WINDOW >> 1  # grant again when the allowance has come down to this

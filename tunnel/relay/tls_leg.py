@@ -22,7 +22,7 @@ class TlsLeg:
         self._incoming, self._outgoing = parts.incoming, parts.outgoing
         self._unsent: bytes | memoryview = parts.unsent
         self._stream = stream
-        self._rescued = bytearray()  # plaintext that unwrap() would have thrown away
+        self._rescued = bytearray(parts.plaintext)  # read before, or what unwrap() would have thrown away
         self._has_ended = False  # close_notify was said, if not yet sent
         self.fileno = parts.sock.fileno
         self.getsockopt = parts.sock.getsockopt
