@@ -125,9 +125,8 @@ class _Watch:
             self._changed(target, health.healthy(target) is True, health.problem(target))
         if health.is_up is False or health.is_up is not before:
             now = trio.current_time()
-            due = min(
-                (due for due in self._due.values() if due > now), default=now
-            )  # what is due now has as good as begun
+            later = [due for due in self._due.values() if due > now]  # what is due this instant has as good as begun
+            due = min(later, default=now)
             word = health.word(self._proxy_name, math.ceil(round(due - now, 3)))
             if word is not None:
                 self._tell(word)
