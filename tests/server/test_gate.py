@@ -662,13 +662,13 @@ async def test_a_status_that_is_longer_than_a_message_may_be_is_cut(files):
         assert (await receive(control, ProxyStatusUpdate)).reason is Reason.NOT_ALLOWED
 
 
-async def test_the_last_word_of_a_proxy_that_was_replaced_is_not_passed_on(files):
+async def test_the_last_word_of_a_proxy_that_moved_is_not_passed_on(files):
     async with open_house(files) as house, house.login() as (control, _):
         await control.send(ProxySet(1, (ProxySpec("web", "127.0.0.1", 0),)))
         await receive(control, ProxyStatusUpdate)
         session = house.gate.sessions[1]
         old = session.proxies["web"]
-        await control.send(ProxySet(2, (ProxySpec("web", "127.0.0.1", 0, target="another"),)))
+        await control.send(ProxySet(2, (ProxySpec("web", "127.0.0.2", 0),)))
         assert (await receive(control, ProxyStatusUpdate)).status is Status.HEALTHY
         old._set(Status.UNHEALTHY, Reason.LISTENER_LOST, "its last word")
         await control.send(Heartbeat(1))

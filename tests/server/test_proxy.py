@@ -10,7 +10,7 @@ from attrs import Factory, define
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tunnel.addresses import HostPort
-from tunnel.backoff import RetryPolicy
+from tunnel.backoff import LinearPolicy, Policy, RetryPolicy, linear
 from tunnel.messages import ProxySpec, ProxyStatusUpdate, Reason, Status, TargetHealth
 from tunnel.relay import Tally
 from tunnel.server.binding import BindFailed
@@ -85,11 +85,11 @@ class Story:
 
 
 def make(
-    port: Port, *, name: str = "proxy2", policy: RetryPolicy = DEFAULT, checked: bool = False, publish: int = 8002
+    port: Port, *, name: str = "proxy2", policy: Policy = DEFAULT, checked: bool = False, publish: int = 8002
 ) -> tuple[Proxy, Story]:
     story = Story()
     spec = ProxySpec(name, "0.0.0.0", publish, checked=checked, target="127.0.0.1:22")
-    return Proxy(spec, policy=policy, take=port.take, report=story.report), story
+    return Proxy(spec, policy=lambda spec: policy, take=port.take, report=story.report), story
 
 
 async def until(time: float) -> None:
@@ -218,12 +218,15 @@ POLICIES = [
     (RetryPolicy(max_retries=0), [0], 1),
     (RetryPolicy(max_retries=1), [0, 2], 2),
     (RetryPolicy(initial_delay=0.5, factor=1, max_retries=3), [0, 0.5, 1, 1.5], 4),
+    (LinearPolicy(max_retries=0), [0], 1),
+    (LinearPolicy(max_retries=1), [0, 0], 2),
+    (LinearPolicy(step=0.5, max_retries=3), [0, 0, 0.5, 1.5], 4),
 ]
 
 
 @pytest.mark.parametrize(("policy", "times", "attempts"), POLICIES)
 async def test_a_proxys_own_policy_counts(
-    policy: RetryPolicy, times: list[float], attempts: int, nursery: trio.Nursery, autojump_clock: MockClock
+    policy: Policy, times: list[float], attempts: int, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     port = Port()
     proxy, story = make(port, policy=policy)
@@ -232,6 +235,56 @@ async def test_a_proxys_own_policy_counts(
     assert port.attempts == times
     assert story.lines[-1] == (times[-1], "bind_failed", "addr_in_use", attempts, None)
     assert story.told[-1][1].max_retries == policy.max_retries
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_linear_policy_tries_again_at_once_then_ever_later_and_counts_like_the_other(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    port = Port()
+    proxy, story = make(port, policy=linear(step=1, max_retries=4))
+    nursery.start_soon(proxy.run)
+    await until(1000)
+    assert port.attempts == [0, 0, 1, 3, 6]
+    assert story.lines == [
+        (0, "unhealthy", "addr_in_use", 1, 0),
+        (0, "unhealthy", "addr_in_use", 2, 1),
+        (1, "unhealthy", "addr_in_use", 3, 2),
+        (3, "unhealthy", "addr_in_use", 4, 3),
+        (6, "bind_failed", "addr_in_use", 5, None),
+    ]
+    assert {told.max_retries for _, told in story.told} == {proxy.view().max_retries} == {4}
+    expected = []
+    for number in range(1, 5):
+        expected += [
+            f"Proxy 'proxy2' bind failed (attempt {number}/4): {IN_USE}. Retrying in {number - 1} seconds...",
+            f"Waiting {number - 1} seconds before retry attempt {min(number + 1, 4)}/4...",
+        ]
+    assert caplog.messages == [*expected, f"Proxy 'proxy2' bind failed after 4 retries: {IN_USE}"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_linear_policy_that_succeeds_tells_its_retries(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    proxy, story = make(Port(freed=2), policy=linear(step=1, max_retries=4))
+    nursery.start_soon(proxy.run)
+    await until(1000)
+    assert story.lines[-1] == (3, "healthy", None, 0, None)
+    assert caplog.messages[-1] == "Proxy 'proxy2' listening on 0.0.0.0:8002 (after 3 retries)"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_linear_policy_retries_by_hand_from_the_start(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    port = Port()
+    proxy, _ = make(port, policy=linear(step=1, max_retries=4))
+    nursery.start_soon(proxy.run)
+    await until(100)
+    assert proxy.retry() is True
+    await until(1000)
+    assert port.attempts == [0, 0, 1, 3, 6, 100, 100, 101, 103, 106]
     nursery.cancel_scope.cancel()
 
 
@@ -588,7 +641,7 @@ async def test_of_three_proxies_the_middle_one_fails_and_the_others_serve_at_onc
 async def test_since_is_when_the_status_was_entered_not_each_attempt(
     nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel.server.proxy.utc_now", lambda: f"at {trio.current_time():g}")
+    monkeypatch.setattr("tunnel.server.standing.utc_now", lambda: f"at {trio.current_time():g}")
     proxy, story = make(Port(freed=14))
     nursery.start_soon(proxy.run)
     await until(1000)

@@ -1,24 +1,19 @@
 """A proxy's listening socket in the relay: accepts visitors, or lets them wait in the kernel at a bound."""
 
-import errno
 import logging
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tunnel.sockets import INHERITED, reset, visitor_options
+from tunnel.sockets import INHERITED, PASSING, SHORTAGES, reset, visitor_options
 
 if TYPE_CHECKING:
     from tunnel.relay.session import RelaySession
-    from tunnel.relay.stream import Tally
+    from tunnel.relay.tally import Tally
 
 log = logging.getLogger(__name__)
 
 ACCEPTS = 64  # from one listener in one turn
-_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-# What accept(2) passes on from a connection that failed before it was accepted: the next one may be fine.
-_PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-            errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ETIMEDOUT, errno.EINTR}  # fmt: skip
 
 
 class Listener:
@@ -66,7 +61,7 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
-                if exc.errno in _PASSING:
+                if exc.errno in PASSING:
                     continue
                 self._accept_failed(exc)
                 return
@@ -83,7 +78,7 @@ class Listener:
             log.exception("a visitor could not be taken in")
 
     def _accept_failed(self, exc: OSError) -> None:
-        if exc.errno in _SHORTAGES:
+        if exc.errno in SHORTAGES:
             self.pause()
             self.engine.short_of(self, exc)
             return

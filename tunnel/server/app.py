@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from attrs import evolve
 
 from tunnel.addresses import HostPort
 from tunnel.certificates import make_elsewhere
@@ -17,11 +18,11 @@ from tunnel.errors import TunnelError
 from tunnel.limits import visitor_bound
 from tunnel.messages import Farewell
 from tunnel.relay import Engine
+from tunnel.server.entrance import Entrance, bind_entrances
 from tunnel.server.gate import Gate
 from tunnel.server.registry import Address, Registry
 from tunnel.server.session import Session
 from tunnel.snapshot import EventStream, Snapshot
-from tunnel.sockets import listen
 from tunnel.state import StateDir
 from tunnel.tls import server_context
 from tunnel.version import __version__
@@ -32,20 +33,57 @@ log = logging.getLogger(__name__)
 class Server:
     """A running server, as `open_server` yields it. Safe to use from the task that opened it or its children."""
 
-    def __init__(self, gate: Gate, engine: Engine, events: EventStream, where: HostPort, cert_file: Path) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        engine: Engine,
+        *,
+        config: ServerConfig,
+        events: EventStream,
+        entrances: tuple[Entrance, ...],
+        cert_file: Path,
+    ) -> None:
         self.events = events
-        self.where = where  # as bound: the port is never 0
+        self.where = entrances[0].where  # as bound: the port is never 0
         self.cert_file = cert_file
         self.engine = engine
+        self._config = config
         self._gate = gate
+        self._entrances = entrances
         self._accepting = trio.CancelScope()
+
+    @property
+    def addresses(self) -> tuple[HostPort, ...]:
+        """All at which clients may connect, as bound; one that is lost for now among them."""
+        return tuple(entrance.where for entrance in self._entrances)
 
     def snapshot(self) -> Snapshot:
         return Snapshot("server", __version__, tuple(session.view() for session in self._gate.sessions))
 
     def is_ready(self) -> bool:
         """Whether a new client would be served."""
-        return not self._gate.is_draining
+        return not self._gate.is_draining and any(entrance.is_open for entrance in self._entrances)
+
+    def leave(self, where: HostPort) -> None:
+        """Accept no more connections at this one of `addresses`; those that came there go on. `LookupError` if none."""
+        for entrance in self._entrances:
+            if entrance.where == where:
+                entrance.leave()
+                self._entrances = tuple(other for other in self._entrances if other is not entrance)
+                return
+        raise LookupError(f"the server does not listen on {where}")
+
+    def apply(self, config: ServerConfig) -> list[str]:
+        """Take over of a new configuration what can change in a running server; says in words what did.
+
+        That is the default of `bind_retry`. No await: all of it holds from now on. What else differs is as before.
+        """
+        done: list[str] = []
+        if config.bind_retry != self._config.bind_retry:
+            self._gate.apply(config.bind_retry)
+            done.append("bind_retry: counts for proxies without one of their own, from their next round of attempts on")
+        self._config = evolve(self._config, bind_retry=config.bind_retry)
+        return done
 
     def retry(self, name: str) -> list[str]:
         """Start a proxy's bind retry afresh. `name` is NAME or CLIENT/NAME.
@@ -94,15 +132,11 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
     context, cert_file = await trio.to_thread.run_sync(_tls, config, state)  # may make a key first
     if state is not None:
         state.port_for("", "")  # a damaged file shows now, not at the first proxy that needs it
-    listener = _listen(config.listen[0])  # from here to the nursery nothing may fail: it would stay bound
-    where = HostPort(config.listen[0].host, listener.getsockname()[1])
     registry: Registry[Session] = Registry()
-    registry.publish(Address(where.host, where.port, "", "its own port for clients"))
-    if config.admin is not None:
-        registry.publish(Address(config.admin.host, config.admin.port, "", "its admin address"))
+    if state is not None:
+        registry.recall = lambda client, proxy: state.port_for(client, proxy) or 0
     events = EventStream()
-    limits = visitor_bound(config.limits)
-    engine = Engine(limits, linger=linger)
+    engine = Engine(visitor_bound(config.limits), linger=linger)
     gate = Gate(
         config,
         context=lambda: context,
@@ -112,37 +146,34 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
         events=events,
         remember_port=lambda client, proxy, port: root.start_soon(_remember_port, state, client, proxy, port),
     )
-    if state is not None:
-        registry.recall = lambda client, proxy: state.port_for(client, proxy) or 0
-    server = Server(gate, engine, events, where, cert_file)
-    async with trio.open_nursery() as root:
-        await root.start(engine.run, name="relay")
-        async with trio.open_nursery() as connections:
-            connections.start_soon(_accept, server, gate, listener, connections, name="gate")
-            yield server
-            connections.cancel_scope.cancel(reason="the server is closing")
-        root.cancel_scope.cancel(reason="the server is closing")
+    with bind_entrances(config.listen, registry) as entrances:
+        if config.admin is not None:
+            registry.publish(Address(config.admin.host, config.admin.port, "", "its admin address"))
+        server = Server(gate, engine, config=config, events=events, entrances=entrances, cert_file=cert_file)
+        async with trio.open_nursery() as root:
+            await root.start(engine.run, name="relay")
+            async with trio.open_nursery() as connections:
+                connections.start_soon(_accept, server, gate, entrances, connections, name="gate")
+                yield server
+                connections.cancel_scope.cancel(reason="the server is closing")
+            root.cancel_scope.cancel(reason="the server is closing")
 
 
-async def _accept(server: Server, gate: Gate, listener: socket.socket, connections: trio.Nursery) -> None:
-    with server._accepting:
+async def _accept(server: Server, gate: Gate, entrances: tuple[Entrance, ...], connections: trio.Nursery) -> None:
+    async def accept(listener: socket.socket) -> None:
         await gate.serve(listener, connections)
 
-
-def _listen(where: HostPort) -> socket.socket:
-    try:
-        return listen(where.host, where.port)
-    except OSError as exc:
-        raise TunnelError(
-            f"cannot listen on {where}: {exc.strerror or exc}; stop what holds it, or listen elsewhere (--listen)"
-        ) from exc
+    with server._accepting:
+        async with trio.open_nursery() as accepting:
+            for entrance in entrances:
+                accepting.start_soon(entrance.run, accept, name=f"gate at {entrance.where}")
 
 
 def _tls(config: ServerConfig, state: StateDir | None) -> tuple[ssl.SSLContext, Path]:
     if config.cert_file is not None and config.key_file is not None:
         files = config.cert_file, config.key_file
     elif state is not None:
-        hosts = [config.listen[0].host, socket.gethostname()]
+        hosts = [*(where.host for where in config.listen), socket.gethostname()]
         files = state.certificate(lambda key: make_elsewhere(hosts, key_pem=key))
     else:
         raise TunnelError("a server needs a state directory, or cert_file and key_file")

@@ -5,7 +5,6 @@ a token or ticket was good. Handshake and head have deadlines; the handshakes in
 connections wait in the kernel's backlog.
 """
 
-import errno
 import logging
 import socket
 import ssl
@@ -13,7 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 import trio
+from attrs import evolve
 
+from tunnel.backoff import Policy
 from tunnel.config import Grant, ServerConfig
 from tunnel.errors import PeerLost, RemoteProtocolError
 from tunnel.logs import log_fields
@@ -25,7 +26,7 @@ from tunnel.server.admission import Admission, source_of
 from tunnel.server.registry import Registry
 from tunnel.server.session import Session
 from tunnel.snapshot import EventStream
-from tunnel.sockets import tunnel_options
+from tunnel.sockets import PASSING, SHORTAGES, tunnel_options
 from tunnel.state import find_grant
 from tunnel.tls import TlsStream
 from tunnel.upgrade import Head, read_head, refuse, switching_protocols
@@ -36,7 +37,6 @@ MAX_CHANNELS = 80  # of one session: a client keeps 64 at most, and the lost one
 MAX_HANDSHAKES = 64  # in flight; each costs 1.4 ms of CPU here (measured, P-256)
 REFUSE_SECONDS = 2.0  # for an answer that says no, and the peer's FIN
 SHORTAGE_SECONDS = 0.1  # accepting pauses so long when descriptors or memory run out
-_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Gate:
@@ -67,7 +67,10 @@ class Gate:
         self._told = RateLimited(log, trio.current_time, count=1, interval_seconds=60.0)  # for each source
 
     async def serve(self, listener: socket.socket, connections: trio.Nursery) -> None:
-        """Accept until cancelled; connections live in `connections`, which outlives the accepting."""
+        """Accept until cancelled; connections live in `connections`, which outlives the accepting.
+
+        Closes the listener. Raises `OSError` when nothing can be accepted from it any more.
+        """
         with listener:
             try:
                 while True:
@@ -84,9 +87,11 @@ class Gate:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as exc:
-            if exc.errno in _SHORTAGES:
+            if exc.errno in SHORTAGES:
                 self._told.log(logging.ERROR, "accepting connections pauses: %s", exc.strerror, key="shortage")
                 await trio.sleep(SHORTAGE_SECONDS)
+            elif exc.errno not in PASSING:
+                raise
             return
         source = source_of(address[0])
         if not self._admission.admit(source, trio.current_time()):
@@ -94,6 +99,12 @@ class Gate:
             self._tell(logging.WARNING, "too many unauthenticated connections: one from %s dropped", source)
             return
         connections.start_soon(self._guarded, sock, source, name=f"connection from {address[0]}")
+
+    def apply(self, bind_retry: Policy) -> None:
+        """A new default for the rounds of bind retry that begin from now on; no await: all sessions have it or none."""
+        self._config = evolve(self._config, bind_retry=bind_retry)
+        for session in self._sessions:
+            session.bind_retry = bind_retry
 
     @property
     def sessions(self) -> tuple[Session, ...]:

@@ -1,10 +1,14 @@
 """One published proxy at the server: the bind-retry loop, then the listener, until cancelled.
 
 The only author of the proxy's statuses. `run` never raises: what goes wrong in one proxy stays there.
+
+It lives in rounds. A round begins with fresh counters, waits until the target may be visited (`when_down` "close"),
+binds, and ends when the listener is lost. What changes the course from outside (`hear`, `revise`, `retry`) does so at
+once and synchronously, then cancels the round: the next one begins with what is known by then, so that of several
+words within one moment the last one counts.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -12,10 +16,11 @@ import trio
 
 from tunnel.addresses import HostPort
 from tunnel.backoff import Policy
-from tunnel.messages import MAX_TEXT, ProxySpec, ProxyStatusUpdate, Reason, Status, TargetHealth
+from tunnel.messages import ProxySpec, Reason, Status, TargetHealth
 from tunnel.relay import Tally
 from tunnel.server.binding import BindFailed
-from tunnel.snapshot import ProxyView, utc_now
+from tunnel.server.standing import Standing
+from tunnel.snapshot import utc_now
 
 log = logging.getLogger(__name__)
 
@@ -34,31 +39,25 @@ class Holding(Protocol):
         """Free the address, at once."""
 
 
-class Proxy:
-    """`take(spec, tally)` makes one bind attempt and raises `BindFailed`; `report` is called at each change."""
+class Proxy(Standing):
+    """`take(spec, tally)` makes one bind attempt and raises `BindFailed`; `policy` is asked at the start of each round;
+    `report` is called at each change of the status."""
 
     def __init__(
         self,
         spec: ProxySpec,
         *,
-        policy: Policy,
+        policy: Callable[[ProxySpec], Policy],
         take: Callable[[ProxySpec, Tally], Holding],
         report: Callable[["Proxy"], None],
     ) -> None:
-        self.spec = spec
-        self.tally = Tally()
+        super().__init__(spec, changed=lambda: report(self))
         self.scope = trio.CancelScope()  # registered before the task starts, so that closing can never miss it
-        self.status = Status.UNHEALTHY
-        self.reason: Reason | None = Reason.PENDING
-        self.error_message: str | None = None
-        self.attempt = 0
-        self.where = HostPort(spec.publish_addr, spec.publish_port)
-        self.since = utc_now()
-        self._policy = policy
+        self.target_health: TargetHealth | None = None  # the client's last word on it
+        self._choose_policy = policy
+        self._policy = policy(spec)  # of the round under way
+        self.max_retries = self._policy.max_retries
         self._take = take
-        self._report = report
-        self._retry_at: float | None = None
-        self._target: TargetHealth | None = None
         self._holding: Holding | None = None
         self._round = trio.CancelScope()
 
@@ -74,7 +73,7 @@ class Proxy:
 
     async def _guarded_round(self) -> None:
         try:
-            await self._hold_address()
+            await self._one_round()
         except Exception as exc:
             log.exception("Proxy '%s' failed", self.spec.name)
             self._set(Status.BIND_FAILED, Reason.INTERNAL_ERROR, f"internal error: {exc!r}; see the server's log")
@@ -92,43 +91,36 @@ class Proxy:
         self.status, self.reason, self.since = Status.UNHEALTHY, Reason.DRAINING, utc_now()
         self.error_message, self._retry_at = "the server is stopping; visitors inside may finish", None
 
-    def retry(self) -> bool:
-        """Start afresh with new counters, unless it is listening; True if it did."""
-        if self._holding is not None:
-            return False
-        self._round.cancel(reason="a retry was asked for")
-        return True
-
-    def hear(self, health: TargetHealth) -> None:
-        """The client's word on the target; it counts while we are listening."""
-        self._target = health
-        if self._holding is not None:
+    async def _one_round(self) -> None:
+        self._policy = self._choose_policy(self.spec)
+        self.attempt, self.max_retries = 0, self._policy.max_retries
+        if not self._may_listen:
+            if self.reason is not Reason.TARGET_DOWN:  # that was told as it was heard
+                self._report_waiting()
+            await trio.sleep_forever()  # the word that it is up begins the next round
+        holding = self._holding = await self._bind()
+        held_since = trio.current_time()
+        try:
+            self.where = holding.where
             self._report_listening()
-
-    async def _hold_address(self) -> None:
-        while True:
-            holding = self._holding = await self._bind()
-            held_since = trio.current_time()
-            try:
-                self.where = holding.where
-                self._report_listening()
-                why = await holding.wait_lost()
-            finally:
-                self._holding = None
-                holding.release()
-            log.warning("Proxy '%s' lost its listener on %s: %s", self.spec.name, self.where, why)
-            # One that is lost again and again is bound no faster than a taken port is tried.
-            pause = 0.0
-            if trio.current_time() - held_since < STEADY_SECONDS:
-                pause = max(next(self._policy.delays(), 0.0), STEADY_SECONDS)
-            message = f"The listener on {self.where} was lost: {why}"
-            self._set(Status.UNHEALTHY, Reason.LISTENER_LOST, message, after=pause)
-            await trio.sleep(pause)
+            why = await holding.wait_lost()
+            await trio.lowlevel.checkpoint_if_cancelled()  # it may have been released in this very moment
+        finally:
+            self._holding = None
+            holding.release()
+        log.warning("Proxy '%s' lost its listener on %s: %s", self.spec.name, self.where, why)
+        # One that is lost again and again is bound no faster than a taken port is tried.
+        pause = 0.0
+        if trio.current_time() - held_since < STEADY_SECONDS:
+            pause = max(next(self._policy.delays(), 0.0), STEADY_SECONDS)
+        message = f"The listener on {self.where} was lost: {why}"
+        self._set(Status.UNHEALTHY, Reason.LISTENER_LOST, message, after=pause)
+        await trio.sleep(pause)
 
     async def _bind(self) -> Holding:
         """The bind-retry loop: returns once the address is ours; waits here for ever once it has given up."""
         delays: Iterator[float] = self._policy.delays()
-        self.attempt = retries = 0
+        retries = 0
         while True:
             await trio.lowlevel.checkpoint_if_cancelled()  # nothing is bound for a client that has gone meanwhile
             try:
@@ -167,66 +159,90 @@ class Proxy:
         self._set(Status.BIND_FAILED, failure.reason, str(failure))
         await trio.sleep_forever()
 
+    # Changes of course
+
+    def retry(self) -> bool:
+        """Start afresh with new counters, unless it is listening or waits for its target; True if it did."""
+        is_waiting = not self._may_listen and self.status is not Status.BIND_FAILED
+        if self._holding is not None or is_waiting:
+            return False
+        self._round.cancel(reason="a retry was asked for")
+        return True
+
+    def is_at(self, spec: ProxySpec) -> bool:
+        """Whether `spec` is of this very proxy at this very address, so that `revise` can take it over."""
+        ours = self.spec
+        return (spec.name, spec.publish_addr, spec.publish_port) == (ours.name, ours.publish_addr, ours.publish_port)
+
+    def revise(self, spec: ProxySpec) -> None:
+        """Take over all that does not concern the address. The listener, its visitors and a bind retry's counters stay;
+        only a new policy starts afresh what is not listening, which is what whoever changed it wants."""
+        assert self.is_at(spec)
+        could, before = self._may_listen, self.spec
+        self.spec = spec
+        if not spec.checked:
+            self.target_health = None  # the client begins with a word on it when it checks again
+        if spec.bind_retry != before.bind_retry and self._holding is None:
+            self._round.cancel(reason="a new bind-retry policy")
+        if (spec.checked, spec.when_down) != (before.checked, before.when_down):
+            self._weigh(could)
+
+    def hear(self, health: TargetHealth) -> None:
+        """The client's word on the target; where that is not checked (any more) it is not believed."""
+        if not self.spec.checked:
+            return
+        could = self._may_listen
+        self.target_health = health
+        self._weigh(could)
+
+    @property
+    def _may_listen(self) -> bool:
+        """With `when_down` "close" (a word unknown here means "keep"): only while the target is up.
+
+        Before the first word on it nothing is bound, for the client has one soon; but what is bound already stays.
+        """
+        if not (self.spec.checked and self.spec.when_down == "close"):
+            return True
+        if self.target_health is None:
+            return self._holding is not None
+        return self.target_health.healthy
+
+    def _weigh(self, could: bool) -> None:
+        """Act on what is known of the target now. `could`: `_may_listen` as it was before."""
+        if self.scope.cancel_called or self.status is Status.BIND_FAILED:  # given up: only a person begins anew
+            return
+        can = self._may_listen
+        if not can:
+            self._let_go()
+            self._report_waiting()
+        elif self._holding is not None:
+            self._report_listening()
+        if can is not could:
+            self._round.cancel(reason="the target is up" if can else "the target is down")
+
+    def _let_go(self) -> None:
+        if self._holding is not None:
+            log.warning("Proxy '%s' releases %s: its target does not answer", self.spec.name, self.where)
+            self._holding.release()
+            self._holding = None
+
     # Status
 
     def _report_listening(self) -> None:
-        target = self._target
+        target = self.target_health
         if self.spec.checked and target is not None and not target.healthy:
-            message = f"The target does not answer: {target.error_message or 'no reason given'}"
-            after = target.retry_after_seconds
-            self._set(Status.UNHEALTHY, Reason.TARGET_DOWN, message, after=after)
-        else:
+            self._report_down("The target does not answer", target)
+        elif self.status is not Status.HEALTHY:
             self._set(Status.HEALTHY, None, None)
 
-    def _set(self, status: Status, reason: Reason | None, message: str | None, *, after: float | None = None) -> None:
-        if status is not self.status:
-            self.since = utc_now()
-        self.status, self.reason = status, reason
-        self.error_message = message and message[:MAX_TEXT]  # a list of allowed ports may be long; the peer has a bound
-        self._retry_at = None if after is None else trio.current_time() + after
-        self._report(self)
+    def _report_waiting(self) -> None:
+        self.attempt = 0
+        if self.target_health is None:
+            message = "The port is bound as soon as the target has passed its first check"
+            self._set(Status.UNHEALTHY, Reason.PENDING, message)
+        else:
+            self._report_down("The port is released until the target answers", self.target_health)
 
-    @property
-    def retry_after_seconds(self) -> int | None:
-        """Whole seconds, rounded up, until the next attempt."""
-        if self._retry_at is None:
-            return None
-        return max(0, math.ceil(self._retry_at - trio.current_time()))
-
-    def update(self, seq: int) -> ProxyStatusUpdate:
-        """The status as it is now."""
-        return ProxyStatusUpdate(
-            proxy_name=self.spec.name,
-            status=self.status,
-            error_message=self.error_message,
-            retry_after_seconds=self.retry_after_seconds,
-            seq=seq,
-            reason=self.reason,
-            attempt=self.attempt,
-            max_retries=self._policy.max_retries,
-            publish_addr=self.where.host,
-            publish_port=self.where.port,
-            since=self.since,
-        )
-
-    def view(self) -> ProxyView:
-        """For the snapshot."""
-        tally = self.tally
-        return ProxyView(
-            name=self.spec.name,
-            status=self.status,
-            reason=self.reason,
-            error_message=self.error_message,
-            retry_after_seconds=self.retry_after_seconds,
-            attempt=self.attempt,
-            max_retries=self._policy.max_retries,
-            publish_addr=self.where.host,
-            publish_port=self.where.port,
-            target=self.spec.target,
-            visitors=tally.visitors,
-            visitors_total=tally.visitors_total,
-            bytes_in=tally.read,
-            bytes_out=tally.written,
-            since=self.since,
-            refused=dict(tally.refused),
-        )
+    def _report_down(self, what: str, target: TargetHealth) -> None:
+        message = f"{what}: {target.error_message or 'no reason given'}"
+        self._set(Status.UNHEALTHY, Reason.TARGET_DOWN, message, after=target.retry_after_seconds)

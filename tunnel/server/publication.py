@@ -53,6 +53,12 @@ def _is_addr_allowed(addr: str, allowed: tuple[str, ...]) -> bool:
     return False
 
 
+def presence_seconds(addr: str) -> float:
+    """How often to ask whether the host still has `addr`; inf for what no host loses."""
+    ip = ipaddress.ip_address(addr)
+    return math.inf if ip.is_unspecified or ip.is_loopback else PRESENCE_SECONDS
+
+
 class Publication:
     """One held address. Made by `publish`; `release` frees it at once, and may be called again."""
 
@@ -70,8 +76,7 @@ class Publication:
 
     async def wait_lost(self) -> str:
         """Until accepting has ended for good; returns why."""
-        ip = ipaddress.ip_address(self.where.host)
-        seconds = math.inf if ip.is_unspecified or ip.is_loopback else PRESENCE_SECONDS
+        seconds = presence_seconds(self.where.host)
         while True:
             with trio.move_on_after(seconds):
                 await self._lost.wait()

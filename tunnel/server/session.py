@@ -79,6 +79,7 @@ class Session:
         self.ended = trio.Event()
         self.is_draining = False
         self._line: ControlLine  # from `run` on
+        self.bind_retry = config.bind_retry  # where a proxy brings no policy of its own; counts from its next round
         self._config = config
         self._registry = registry
         self._events = events
@@ -232,31 +233,41 @@ class Session:
         return self._registry.issue_tickets(self, count, expires=now + self._config.limits.ticket_seconds, now=now)
 
     def _take_proxy_set(self, wanted: ProxySet, nursery: trio.Nursery) -> None:
-        """Close what is no longer wanted, start what is new, restart what changed; leave the rest alone.
+        """Close what is no longer wanted, start what is new or elsewhere now, revise the rest where it is.
 
         No await: a visitor accepted now goes by the old set or by the new one, never by half of each.
         """
         self._version = wanted.version
         self._index = {spec.name: index for index, spec in enumerate(wanted.proxies)}
         specs = {spec.name: spec for spec in wanted.proxies}
+        moved: dict[str, Proxy] = {}
         for name, proxy in list(self.proxies.items()):
-            if specs.get(name) != proxy.spec:
-                proxy.stop("removed from the proxy set, or changed")
-                del self.proxies[name]
-                self._changed.pop(name, None)
+            spec = specs.get(name)
+            if spec is not None and proxy.is_at(spec):
+                proxy.revise(spec)
+                continue
+            proxy.stop("removed from the proxy set, or its address changed")
+            moved[name] = self.proxies.pop(name)
+            self._changed.pop(name, None)
         for listener, name in self._listeners.items():
             if name in self.proxies:
                 listener.index, listener.version = self._index[name], self._version
         for spec in wanted.proxies:
             if spec.name not in self.proxies:
-                self._start(spec, nursery)
+                self._start(spec, moved.get(spec.name), nursery)
 
-    def _start(self, spec: ProxySpec, nursery: trio.Nursery) -> None:
-        policy = self._config.bind_retry if spec.bind_retry is None else _policy(spec.bind_retry)
-        proxy = Proxy(spec, policy=policy, take=self._take, report=self._report)
+    def _start(self, spec: ProxySpec, before: Proxy | None, nursery: trio.Nursery) -> None:
+        proxy = Proxy(spec, policy=self._policy_of, take=self._take, report=self._report)
+        if before is not None and spec.checked:
+            proxy.target_health = before.target_health  # the client tells what changes, not what it has told
         self.proxies[spec.name] = proxy
-        if not self.is_draining:
+        if self.is_draining:
+            proxy.drain()
+        else:
             nursery.start_soon(proxy.run, name=f"proxy {self.client}/{spec.name}")
+
+    def _policy_of(self, spec: ProxySpec) -> Policy:
+        return self.bind_retry if spec.bind_retry is None else _policy(spec.bind_retry)
 
     def _take(self, spec: ProxySpec, tally: Tally) -> Publication:
         """One bind attempt for one of our proxies."""
