@@ -6,6 +6,8 @@
     async with tunnel.connect(config) as client:
         async for status in client.follow(): ...
 
+    async with tunnel.open_pool() as pool, pool.connect("https://example.org", to="192.0.2.7") as stream: ...
+
 Everything runs in the caller's nursery and is cancelled with it.
 """
 
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunnel.addresses import HostPort, PortRange, Target, parse_pin, parse_target
 from tunnel.backoff import LinearPolicy, Policy, RetryBudget, RetryPolicy, exponential, linear
-from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, ProxyConfig, ServerConfig
+from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, PoolConfig, ProxyConfig, ServerConfig
 from tunnel.errors import (
     ConfigError,
     LocalProtocolError,
@@ -23,16 +25,23 @@ from tunnel.errors import (
     RemoteProtocolError,
     TunnelError,
 )
+from tunnel.faults import Fault
 from tunnel.version import __version__
 
 if TYPE_CHECKING:
     from tunnel.api import Client, Server, connect, hash_token, serve
     from tunnel.messages import ProxyStatusUpdate, Reason, Status
+    from tunnel.pool import Unavailable
+    from tunnel.pool.connections import ConnectionPool, WarmUp, open_pool
+    from tunnel.pool.http_check import http_check
+    from tunnel.pool.stream import PooledStream
 
 __all__ = [
     "Client",
     "ClientConfig",
     "ConfigError",
+    "ConnectionPool",
+    "Fault",
     "Grant",
     "HealthCheck",
     "HostPort",
@@ -42,6 +51,8 @@ __all__ = [
     "Mistake",
     "PeerLost",
     "Policy",
+    "PoolConfig",
+    "PooledStream",
     "PortRange",
     "ProxyConfig",
     "ProxyStatusUpdate",
@@ -55,11 +66,15 @@ __all__ = [
     "Status",
     "Target",
     "TunnelError",
+    "Unavailable",
+    "WarmUp",
     "__version__",
     "connect",
     "exponential",
     "hash_token",
+    "http_check",
     "linear",
+    "open_pool",
     "parse_pin",
     "parse_target",
     "serve",
@@ -68,6 +83,8 @@ __all__ = [
 _LATER = {
     "Client": "api", "Server": "api", "connect": "api", "hash_token": "api", "serve": "api",
     "ProxyStatusUpdate": "messages", "Reason": "messages", "Status": "messages",
+    "ConnectionPool": "pool.connections", "WarmUp": "pool.connections", "open_pool": "pool.connections",
+    "PooledStream": "pool.stream", "Unavailable": "pool.core", "http_check": "pool.http_check",
 }  # fmt: skip
 
 
