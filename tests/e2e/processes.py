@@ -246,6 +246,7 @@ class Server(Process):
     """`trio-tunnel serve` that listens. `port` is where; `paste` the line it printed for clients, if any."""
 
     state: Path
+    config: Path  # the file given with -c, if any
     admin: int
     port = 0
     paste = ""
@@ -277,6 +278,7 @@ class Client(Process):
     """`trio-tunnel connect --json`."""
 
     state: Path
+    config: Path
     admin = 0
 
     @property
@@ -407,12 +409,13 @@ class Stage:
     ) -> Server:
         """A server that listens, with an admin address of its own."""
         state = state or self.new_path("state")
+        path = self.path(f"{state.name}.toml")
         admin = free_port()
         words: list[object] = ["--listen", f"{LOOPBACK}:{port}", "--admin", f"{LOOPBACK}:{admin}", "--state-dir", state]
         if config:
-            words += ["-c", self.write(f"{state.name}.toml", config)]
+            words += ["-c", self.write(path.name, config)]
         server = self.start("serve", *words, *more, kind=Server, prefix=prefix, env=env)
-        server.state, server.admin = state, admin
+        server.state, server.admin, server.config = state, admin, path
         server.wait_listening()
         if not server.pin and (state / "server.crt").exists():  # with a config nothing is printed of it
             server.pin = pin_text(certificate_pin_of_file(state / "server.crt"))
@@ -434,15 +437,15 @@ class Stage:
         words: list[object] = [where or server.where, "--pin", pin or server.pin, "--json"]
         for proxy in proxies:
             words += ["-p", proxy]
+        path = self.path(f"{self.new_path('client').name}.toml")
         if config:
-            path = self.new_path("client")
-            words += ["-c", self.write(f"{path.name}.toml", config)]
+            words += ["-c", self.write(path.name, config)]
         port, state = free_port() if admin else 0, self.new_path("client-state")
         if port:
             words += ["--admin", f"{LOOPBACK}:{port}", "--state-dir", state]
         env = {"TRIO_TUNNEL_TOKEN": token or server.token, **(env or {})}
         client = self.start("connect", *words, *more, kind=Client, env=env)
-        client.admin, client.state = port, state
+        client.admin, client.state, client.config = port, state, path
         return client
 
     def until(self, look: Callable[[], T | None], what: str, seconds: float = 10.0) -> T:
