@@ -99,14 +99,17 @@ def serve(
 
         trio-tunnel serve --public-host tunnel.example.com
     """
+    from functools import partial
+
     from tunnel.commands import run_serve
     from tunnel.config_file import ServerOptions, load_server
 
-    loaded = load_server(config, ServerOptions(listen, admin, state_dir))
+    load = partial(load_server, config, ServerOptions(listen, admin, state_dir))
     sys.exit(
         run_serve(
-            loaded,
+            load(),
             introduce=config is None,
+            reload=load if config is not None else None,
             public_host=public_host,
             profile_dir=profile_dir,
             log_format=log_format,
@@ -148,11 +151,21 @@ def connect(
     from tunnel.config_file import ClientOptions, load_client
 
     options = ClientOptions(servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE))
-    loaded = load_client(config, options)
-    if state_dir is not None:
-        loaded = evolve(loaded, state_dir=state_dir)
+
+    def load() -> Any:
+        loaded = load_client(config, options)
+        return loaded if state_dir is None else evolve(loaded, state_dir=state_dir)
+
     sys.exit(
-        run_connect(loaded, once=once, as_json=as_json, profile_dir=profile_dir, log_format=log_format, verbose=verbose)
+        run_connect(
+            load(),
+            reload=load if config is not None else None,
+            once=once,
+            as_json=as_json,
+            profile_dir=profile_dir,
+            log_format=log_format,
+            verbose=verbose,
+        )
     )
 
 
@@ -202,7 +215,9 @@ def retry(name: str, admin: str, state_dir: Path | None) -> None:
     token = _with_state(state_dir, lambda state: state.admin_token(), make=False)
     restarted = request_retry(_admin_address(admin), name, token)
     click.echo(
-        "".join(f"{one}: starts afresh\n" for one in restarted) or f"{name} is listening; nothing to retry\n", nl=False
+        "".join(f"{one}: starts afresh\n" for one in restarted)
+        or f"{name}: nothing to retry; it listens, or waits for its target\n",
+        nl=False,
     )
 
 

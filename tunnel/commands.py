@@ -5,7 +5,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,14 @@ from tunnel.client.make_view import make_view
 from tunnel.client.table import TableView
 from tunnel.client.view import SessionState, View
 from tunnel.config import ClientConfig, ServerConfig
+from tunnel.config_diff import Action
 from tunnel.errors import TunnelError, unwrapped
 from tunnel.profile import Profile, relay_figures
+from tunnel.reload import Reloader
 from tunnel.snapshot import Event, Snapshot
 from tunnel.state import StateDir, default_state_dir
 
+NOWHERE = "127.0.0.1", "::1"  # for an IPv4 and an IPv6 wildcard, where there is no default route
 FORCED = 130  # exit code after a second signal
 FIRST_CLIENT = "default"  # the name of the client whose token the first start makes
 LogFormat = Literal["text", "json"]
@@ -67,28 +70,43 @@ def run_serve(
     *,
     introduce: bool,
     public_host: str | None,
+    reload: Callable[[], ServerConfig] | None,
     profile_dir: Path | None,
     log_format: LogFormat,
     verbose: int,
 ) -> int:
-    """Serve until a signal; returns the exit code. `introduce` prints the line to paste at a client."""
-    config = evolve(config, state_dir=config.state_dir or default_state_dir())
+    """Serve until a signal; returns the exit code. `introduce` prints the line to paste at a client; `reload` reads
+    the configuration again."""
+
+    def complete(config: ServerConfig) -> ServerConfig:
+        return evolve(config, state_dir=config.state_dir or default_state_dir())
+
+    config = complete(config)
     with logs.configure(verbose, log_format):
         announce = partial(_announce, config=config, introduce=introduce, public_host=public_host)
         profile = Profile("server", profile_dir)
-        return trio.run(_serve, config, announce, profile, instruments=profile.instruments)
+        again = None if reload is None else lambda: complete(reload())
+        return trio.run(_serve, config, again, announce, profile, instruments=profile.instruments)
 
 
-async def _serve(config: ServerConfig, announce: Callable[[Server], None], profile: Profile) -> int:
+async def _serve(
+    config: ServerConfig,
+    reload: Callable[[], ServerConfig] | None,
+    announce: Callable[[Server], None],
+    profile: Profile,
+) -> int:
     stopping = Stopping()
+    reloader = Reloader(reload, drain=stopping.drain)
     async with unwrapped(), trio.open_nursery() as root:
         await root.start(stopping.watch)
+        await root.start(reloader.watch, name="reload requests")
         await root.start(profile.watch, name="dumps")
         with stopping.scope:
             async with trio.open_nursery() as nursery:
                 server = await nursery.start(partial(serve, config, drain=stopping.drain, linger=True))
                 profile.sections = partial(_sections, server)
                 announce(server)
+                root.start_soon(reloader.run, config, lambda now, _: server.apply(now), name="reload")
         root.cancel_scope.cancel(reason="the server has ended")
     return FORCED if stopping.forced else 0
 
@@ -117,8 +135,8 @@ def _print_introduction(
 ) -> None:
     pin = pin_text(certificate_pin_of_file(server.cert_file))
     if introduce:
-        where = HostPort(public_host or reachable_host(server.where.host), server.where.port)
-        line = f"trio-tunnel connect {shlex.quote(str(where))} --pin {pin}"
+        servers = " ".join(shlex.quote(str(where)) for where in reachable(server.addresses, public_host))
+        line = f"trio-tunnel connect {servers} --pin {pin}"
         if token is not None:
             print(f"TRIO_TUNNEL_TOKEN={token} {line}")  # noqa: T201
         else:
@@ -127,7 +145,18 @@ def _print_introduction(
             print(f"# with the token of that client; to make another: trio-tunnel token new NAME{where_kept}")  # noqa: T201
     else:
         log.info("clients can verify this server by its pin: %s", pin)
-    print(f"listening on {server.where}", flush=True)  # noqa: T201
+    print("\n".join(f"listening on {where}" for where in server.addresses), flush=True)  # noqa: T201
+
+
+def reachable(bound: tuple[HostPort, ...], public_host: str | None) -> tuple[HostPort, ...]:
+    """How others may reach what we listen on, each address once. A further wildcard of a family without a way out is
+    left out: there would be this host's loopback, where a client has its own."""
+    found = {HostPort(public_host or reachable_host(bound[0].host), bound[0].port): None}
+    for where in bound[1:]:
+        host = public_host or reachable_host(where.host)
+        if host == where.host or host not in NOWHERE:
+            found[HostPort(host, where.port)] = None
+    return tuple(found)
 
 
 def reachable_host(bound: str) -> str:
@@ -140,7 +169,7 @@ def reachable_host(bound: str) -> str:
             probe.connect((somewhere, 9))  # documentation addresses; a datagram socket sends nothing by this
             return str(probe.getsockname()[0])
         except OSError:
-            return "::1" if bound == "::" else "127.0.0.1"
+            return NOWHERE[bound == "::"]
 
 
 # connect
@@ -151,13 +180,19 @@ def run_connect(
     *,
     once: bool,
     as_json: bool,
+    reload: Callable[[], ClientConfig] | None,
     profile_dir: Path | None,
     log_format: LogFormat,
     verbose: int,
 ) -> int:
-    """Be a client until a signal; returns the exit code, or raises why a single session (`once`) ended."""
-    if config.admin is not None and config.state_dir is None:
-        config = evolve(config, state_dir=default_state_dir())
+    """Be a client until a signal; returns the exit code, or raises why a single session (`once`) ended. `reload` reads
+    the configuration again."""
+
+    def complete(config: ClientConfig) -> ClientConfig:
+        needed = config.admin is not None and config.state_dir is None
+        return evolve(config, state_dir=default_state_dir()) if needed else config
+
+    config = complete(config)
     clients: list[Client] = []
 
     def snapshot() -> Snapshot:
@@ -167,15 +202,30 @@ def run_connect(
     on_screen = isinstance(view, TableView) and sys.stderr.isatty()
     with logs.configure(verbose, log_format, stream=view.log_stream if on_screen else None):
         profile = Profile("client", profile_dir)
-        return trio.run(_connect, config, once, view, clients.append, profile, instruments=profile.instruments)
+        again = None if reload is None else lambda: complete(reload())
+        run = partial(_connect, config, again, once=once, view=view, made=clients.append, profile=profile)
+        return trio.run(run, instruments=profile.instruments)
 
 
 async def _connect(
-    config: ClientConfig, once: bool, view: View, made: Callable[[Client], None], profile: Profile
+    config: ClientConfig,
+    reload: Callable[[], ClientConfig] | None,
+    *,
+    once: bool,
+    view: View,
+    made: Callable[[Client], None],
+    profile: Profile,
 ) -> int:
     stopping = Stopping()
+    reloader = Reloader(reload, drain=stopping.drain)
+
+    def apply(_config: ClientConfig, actions: Sequence[Action]) -> None:
+        client.apply(actions)
+        _show_proxies(view, client)
+
     async with unwrapped(), trio.open_nursery() as root:
         await root.start(stopping.watch)
+        await root.start(reloader.watch, name="reload requests")
         await root.start(profile.watch, name="dumps")
         with stopping.scope:
             async with trio.open_nursery() as nursery:
@@ -184,6 +234,7 @@ async def _connect(
                 profile.sections = partial(_sections, client)
                 root.start_soon(view.run, name="view")
                 root.start_soon(show, client, view, name="statuses")
+                root.start_soon(reloader.run, config, apply, name="reload")
         root.cancel_scope.cancel(reason="the client has ended")
     return FORCED if stopping.forced else 0
 
@@ -197,7 +248,7 @@ async def show(client: Client, view: View) -> None:
 
     with client.events.follow() as follower:
         follower.wake = wake
-        view.proxies({proxy.name: ", ".join(map(str, proxy.targets)) for proxy in client.config.proxies})
+        _show_proxies(view, client)
         if not client.config.proxies:
             hint = "no proxy is published; add one with -p NAME=PUBLISH:TARGET, such as -p web=8001:8080"
             print(hint, file=sys.stderr)  # noqa: T201
@@ -209,6 +260,10 @@ async def show(client: Client, view: View) -> None:
             for event in follower.drain():
                 _show_event(view, event)
             await changed.wait()
+
+
+def _show_proxies(view: View, client: Client) -> None:
+    view.proxies({proxy.name: ", ".join(map(str, proxy.targets)) for proxy in client.config.proxies})
 
 
 def _show_connection(view: View, client: Client) -> None:
