@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.addresses import HostPort, Target
-from tunnel.backoff import LinearPolicy, RetryPolicy
+from tunnel.backoff import RetryPolicy
 from tunnel.config import DATA_CHANNELS, HOT_TARGETS, ClientConfig, PoolConfig, ProxyConfig
 from tunnel.config_file import check_file, load_client
 from tunnel.templates import init_text
@@ -226,7 +226,7 @@ max_retries = "forever"
     assert pool.quarantine == attrs.evolve(DATA_CHANNELS.quarantine, max_delay=5.0)
     assert pool.retry == RetryPolicy(initial_delay=1.0, max_retries=None)
     proxy = proxy_of(tmp_path, PROXY + "[proxies.pool.retry]\nmax_retries = 9")
-    assert proxy.pool == attrs.evolve(HOT_TARGETS, retry=LinearPolicy(step=0.05, max_retries=9))
+    assert proxy.pool == attrs.evolve(HOT_TARGETS, retry=attrs.evolve(HOT_TARGETS.retry, max_retries=9))
 
 
 def test_what_init_writes_shows_the_pools_as_they_are_by_default(tmp_path: Path) -> None:

@@ -3,10 +3,60 @@ or examples, to be uncommented; `check` accepts the text as it is."""
 
 from typing import Literal
 
+from attrs import fields
+
+from tunnel.backoff import LinearPolicy
+from tunnel.config import DATA_CHANNELS, HOT_TARGETS, PoolConfig
+
 
 def init_text(kind: Literal["server", "client"]) -> str:
     """A config file to begin with, explained."""
-    return _SERVER if kind == "server" else _CLIENT
+    if kind == "server":
+        return _SERVER
+    targets = _pool_lines("proxies.pool", HOT_TARGETS, left_out=("min", "choice"))
+    channels = _pool_lines("data_channels", DATA_CHANNELS)
+    return _CLIENT.replace("<the pool of targets>", targets).replace("<the pool of data channels>", channels)
+
+
+_POLICIES = ("quarantine", "retry")
+_POOL_NOTES = {
+    "min": "ready at any time, in all",
+    "fill_rate": "opened ahead of need, a second",
+    "fill_concurrency": "at a time",
+    "max_age": 'then replaced, the new one first; or "never"',
+    "age_jitter": "share of an age, 0 to 1, that chance may take away",
+    "idle_limit": 'unused for so long, those beyond `min` are closed; or "never"',
+    "probe_interval": 'unused for so long, one is tried; or "never"',
+    "open_seconds": "until one is open",
+    "validate_seconds": "and found good",
+    "wait_seconds": "of a visitor, retries among it",
+    "choice": 'or "round_robin"',
+    "quarantine": "between tries of one that failed",
+    "retry": "within a visitor's wait",
+}
+
+
+def _pool_lines(where: str, pool: PoolConfig, *, left_out: tuple[str, ...] = ()) -> str:
+    """A pool's table with all its values, commented out; its policies are tables below it."""
+    keys = [key.name for key in fields(PoolConfig) if key.name not in (*left_out, "lease_seconds", *_POLICIES)]
+    lines = [f"#[{where}]", *(_line(key, _show(getattr(pool, key)), _POOL_NOTES.get(key)) for key in keys)]
+    for key in _POLICIES:
+        policy = getattr(pool, key)
+        lines.append(f"#[{where}.{key}]  # {_POOL_NOTES[key]}")
+        lines.append(_line("type", '"linear"' if isinstance(policy, LinearPolicy) else '"exponential"', None))
+        values = {one.name: getattr(policy, one.name) for one in fields(type(policy))}
+        lines += [_line(name, _show(value, none="forever"), None) for name, value in values.items()]
+    return "\n".join(lines)
+
+
+def _line(key: str, value: str, note: str | None) -> str:
+    return f"#{key} = {value}" + (f"  # {note}" if note else "")
+
+
+def _show(value: float | str | None, *, none: str = "never") -> str:
+    if value is None or isinstance(value, str):
+        return f'"{value or none}"'
+    return f"{value:g}"
 
 
 _SERVER = """\
@@ -118,52 +168,10 @@ target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"
 #jitter = 0
 
 # The hot connections to targets, in detail; `min` and `choice` stand for hot and balance above.
-#[proxies.pool]
-#max = 64
-#max_per_address = 64
-#min_per_address = 0
-#fill_rate = 50  # opened ahead of need, a second
-#fill_concurrency = 16  # at a time
-#max_age = 300  # then replaced, the new one first; or "never"
-#age_jitter = 0.1
-#idle_limit = 50  # those beyond `min` are closed when unused for so long; or "never"
-#probe_interval = 5  # unused ones are looked at again; or "never"
-#open_seconds = 10
-#validate_seconds = 5
-#wait_seconds = 10  # for a visitor's connection, retries among it
-#[proxies.pool.quarantine]  # of a target that failed, before one connection tries it again
-#type = "exponential"  # or "linear", with step and max_retries
-#initial_delay = 1
-#factor = 2
-#max_delay = 30
-#max_retries = "forever"
-#jitter = 0.2
-#[proxies.pool.retry]  # within one visitor's wait, before its first byte
-#type = "linear"
-#step = 0.05
-#max_retries = 3
+<the pool of targets>
 
 # Connections kept open to the server for visitors' bytes. data_channels = 2 at the top is short for min.
-#[data_channels]
-#min = 2
-#min_per_address = 1
-#max = 16
-#max_per_address = 8
-#fill_rate = 10
-#fill_concurrency = 4
-#max_age = 3600  # seconds, then replaced, the new one first; or "never"
-#age_jitter = 0.1
-#idle_limit = 300  # or "never"
-#probe_interval = 15  # or "never"
-#open_seconds = 10
-#validate_seconds = 5
-#wait_seconds = 10
-#choice = "least_load"  # or "round_robin"
-#[data_channels.quarantine]  # of an address that failed, as above
-#initial_delay = 1
-#max_delay = 30
-#[data_channels.retry]
-#max_retries = 3
+<the pool of data channels>
 
 # Where `trio-tunnel status` asks, at the client; also /stats, /healthz and /readyz. None unless asked for.
 #[admin]
