@@ -135,8 +135,18 @@ def rows(found: Mapping[str, Any], addresses: int) -> dict[str, str]:
 
 
 def pool_rows(pool: Mapping[str, Any]) -> dict[str, str]:
-    """What the pool itself has counted."""
-    return {}
+    """What the pool itself has counted, from the warm-up to the end of the hot rounds."""
+    return {
+        "idle connections found dead by peek or probe": f"{pool['retired'].get('dead', 0):,}",
+        "openings failed, by phase and class": counted(pool["failures"]),
+        "retries, by phase and class": counted(pool["retries"]),
+        "retries denied by the budget": str(pool["denied_retries"]),
+        "quarantines": str(pool["quarantines"]),
+    }
+
+
+def counted(by_class: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(by_class.items())) or "none"
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:

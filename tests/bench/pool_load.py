@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import h11
 import trio
 from attrs import Factory, define, frozen
@@ -40,9 +41,9 @@ POOL = tunnel.PoolConfig(
     fill_concurrency=32,
     idle_limit=None,
     probe_interval=5.0,
-    open_seconds=2.0,
-    validate_seconds=2.0,
-    wait_seconds=5.0,
+    open_seconds=1.0,
+    validate_seconds=1.0,
+    wait_seconds=2.5,
 )
 
 
@@ -216,7 +217,7 @@ class Measurement:
                 kind: sum(self.site.kind(address) == kind for address in failed)
                 for kind in ("healthy", "dying", "broken")
             },
-            "problems": {address: str(done.failed[address]) for address in failed},
+            "problems": {address: attrs.asdict(done.failed[address]) for address in failed},
             "service": counted_since(before, self.site.stats_port),
             "memory_kib": [memory, resident_kib([os.getpid()])],
         }

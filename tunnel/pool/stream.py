@@ -1,5 +1,6 @@
 """What `ConnectionPool` keeps and lends: a connection, and the stream through which one user has it for a while."""
 
+import socket
 import ssl
 from collections.abc import Callable
 
@@ -40,13 +41,13 @@ class Connection:
 
     users = 0  # nobody uses it without a lease
 
-    def __init__(self, endpoint: Endpoint, stream: TlsStream | trio.SocketStream) -> None:
+    def __init__(self, endpoint: Endpoint, stream: TlsStream | trio.SocketStream, sock: socket.socket) -> None:
         self.endpoint = endpoint
         self.stream = stream
-        self._tls = stream if isinstance(stream, TlsStream) else None
+        self._sock = sock
 
     def peek(self) -> str | None:
-        return self._tls.peek() if self._tls is not None else peek(self.stream.socket)  # type: ignore[arg-type]
+        return self.stream.peek() if isinstance(self.stream, TlsStream) else peek(self._sock)
 
     def close(self) -> None:
         if isinstance(self.stream, TlsStream):
@@ -63,7 +64,7 @@ async def open_connection(
     sock = await dial_tcp(HostPort(endpoint.address, endpoint.port))
     no_delay(sock)
     if endpoint.scheme == "http":
-        return Connection(endpoint, trio.SocketStream(trio.socket.from_stdlib_socket(sock)))
+        return Connection(endpoint, trio.SocketStream(trio.socket.from_stdlib_socket(sock)), sock)
     entered(Phase.HANDSHAKE)
     try:
         tls = TlsStream(sock, context(), server_side=False, server_hostname=endpoint.host)
@@ -78,7 +79,7 @@ async def open_connection(
     except BaseException:
         tls.abort()
         raise
-    return Connection(endpoint, tls)
+    return Connection(endpoint, tls, sock)
 
 
 class PooledStream(trio.abc.Stream):
