@@ -173,7 +173,7 @@ def test_given_up_after_its_retries_and_brought_back_by_the_retry_command(stage:
     client.wait_healthy("web", start=mark, seconds=2)
     ask_echo(port)
     listening = stage.run("retry", "lab/web", "--admin", f"127.0.0.1:{server.admin}", "--state-dir", server.state)
-    assert listening.stdout == "lab/web is listening; nothing to retry"
+    assert listening.stdout == "lab/web: nothing to retry; it listens, or waits for its target"
     unknown = stage.run("retry", "wep", "--admin", f"127.0.0.1:{server.admin}", "--state-dir", server.state, code=1)
     assert "wep" in unknown.stderr
 

@@ -135,20 +135,20 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
     registry: Registry[Session] = Registry()
     if state is not None:
         registry.recall = lambda client, proxy: state.port_for(client, proxy) or 0
-    events = EventStream()
-    engine = Engine(visitor_bound(config.limits), linger=linger)
-    gate = Gate(
-        config,
-        context=lambda: context,
-        grants=partial(_grants, config, state),
-        engine=engine,
-        registry=registry,
-        events=events,
-        remember_port=lambda client, proxy, port: root.start_soon(_remember_port, state, client, proxy, port),
-    )
-    with bind_entrances(config.listen, registry) as entrances:
+    with bind_entrances(config.listen, registry) as entrances:  # before all that would have to be ended again
         if config.admin is not None:
             registry.publish(Address(config.admin.host, config.admin.port, "", "its admin address"))
+        events = EventStream()
+        engine = Engine(visitor_bound(config.limits), linger=linger)
+        gate = Gate(
+            config,
+            context=lambda: context,
+            grants=partial(_grants, config, state),
+            engine=engine,
+            registry=registry,
+            events=events,
+            remember_port=lambda client, proxy, port: root.start_soon(_remember_port, state, client, proxy, port),
+        )
         server = Server(gate, engine, config=config, events=events, entrances=entrances, cert_file=cert_file)
         async with trio.open_nursery() as root:
             await root.start(engine.run, name="relay")
