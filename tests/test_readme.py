@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 import pytest
+import trustme
 
 from tunnel.cli import cli
 from tunnel.messages import Reason, Status
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def block(name: str) -> str:
@@ -28,6 +30,25 @@ def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^web healthy None \d+$", done.stdout, re.MULTILINE), done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_of_the_pool_asks_three_times_over_one_handshake(tmp_path: Path) -> None:
+    authority, script, both = trustme.CA(), tmp_path / "example.py", tmp_path / "both.pem"
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(both)
+    script.write_text(block("pool example"))
+    command = [sys.executable, "-m", "tests.bench.pool_service", "--addresses", "3", "--certificate", str(both)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stdout is not None
+            port = service.stdout.readline().split()[-1]
+            arguments = [f"https://localhost:{port}/", "127.0.0.3", str(tmp_path / "ca.pem")]
+            done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=20)
+        finally:
+            service.kill()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["1 ready {}", *["True HTTP/1.1 200 OK"] * 3, "1 handshake"]
 
 
 def test_demo_and_tests_are_one_line_each_and_set_everything_up() -> None:

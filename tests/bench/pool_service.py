@@ -104,11 +104,14 @@ class Service:
         self._idle: deque[tuple[float, Connection]] = deque()  # those that will die, first the one that dies first
         self._stats = -1
 
-    def listen(self, addresses: Sequence[str], port: int) -> None:
+    def listen(self, addresses: Sequence[str], port: int) -> int:
+        """Port 0 is the first address's choice for all; returns the port."""
         for address in addresses:
             fault = self._faults.get(address)
             if fault is not Fault.REFUSED:
-                self._listen(address, port, fault)
+                descriptor = self._listen(address, port, fault)
+                port = self._listeners[descriptor][0].getsockname()[1]
+        return port
 
     def listen_stats(self, port: int) -> None:
         self._stats = self._listen("127.0.0.1", port, None)
@@ -213,8 +216,8 @@ def ask_stats(port: int) -> dict[str, int]:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--stats-port", type=int, required=True)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--stats-port", type=int, default=0)
     parser.add_argument("--certificate", type=Path, required=True, help="certificate and key in one file")
     parser.add_argument("--addresses", type=int, default=1631)
     parser.add_argument("--faulty", type=float, default=0.0, metavar="PERCENT")
@@ -226,9 +229,9 @@ def main(argv: Sequence[str]) -> None:
     context.load_cert_chain(options.certificate)
     addresses = make_addresses(options.addresses)
     service = Service(context, choose_faults(addresses, options.faulty))
-    service.listen(addresses, options.port)
+    port = service.listen(addresses, options.port)
     service.listen_stats(options.stats_port)
-    print("ready", flush=True)
+    print(f"ready on port {port}", flush=True)
     with suppress(KeyboardInterrupt):
         service.run()
 
