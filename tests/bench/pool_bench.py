@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from attrs import frozen
@@ -168,15 +169,17 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     first = next(iter(columns.values()))
     lines += [f"| {head} | " + " | ".join(column[head] for column in columns.values()) + " |" for head in first]
     versions = "; ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return "\n".join([*lines, "", LEGEND, "", f"Versions: {versions}."]) + "\n"
+    return "\n".join([*lines, "", *wrap(LEGEND, 120), "", f"Versions: {versions}."]) + "\n"
 
 
-LEGEND = """\
-Hot is from asking the pool for a connection to the last byte of the answer; cold is from the start of the connection,
-and every request makes its own, over the same TLS code and as many at a time. Percentiles are of healthy addresses,
-medians of the rounds. Reuse is the share of requests for which the service saw no handshake. An address that is broken
-refuses, hangs, resets the handshake or answers 500 (evenly mixed); one whose idle connections die drops or resets them
-after a quarter of a second, and there is half a second of rest before each round."""
+LEGEND = (
+    "Hot is from asking the pool for a connection to the last byte of the answer; cold is from the start of the "
+    "connection, and every request makes its own, over the same TLS code and as many at a time. Percentiles are of "
+    "healthy addresses, medians of the rounds; one at a time only these are asked. Reuse is the share of requests for "
+    "which the service saw no handshake. An address that is broken refuses, hangs, resets the handshake or answers 500 "
+    "(evenly mixed); one whose idle connections die drops or resets them after a quarter of a second, and there is "
+    "half a second of rest before each round. What the pool has counted is from the warm-up to the end of the hot rounds."
+)
 
 
 def main(argv: Sequence[str]) -> int:

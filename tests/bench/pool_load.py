@@ -33,7 +33,7 @@ from .processes import resident_kib
 from .visitors import percentile
 
 REST_SECONDS = 0.5  # between rounds: what dies idle has died by then
-COLD_SECONDS = 5.0
+COLD_SECONDS = 2.5  # as long as the pool has
 POOL = tunnel.PoolConfig(
     max=8192,
     max_per_address=2,
@@ -120,9 +120,9 @@ Ask = Callable[[str], Awaitable[None]]
 
 
 async def ask_all(site: Site, ask: Ask, concurrency: int) -> tuple[Tally, float]:
-    """Every address once, so many at a time; the seconds it took."""
+    """Every address once, so many at a time, or the healthy ones one at a time; the seconds it took."""
     tally = Tally()
-    left = iter(site.addresses)
+    left = iter([address for address in site.addresses if concurrency > 1 or address not in site.kinds])
 
     async def work() -> None:
         for address in left:

@@ -40,3 +40,27 @@ def test_quick_benchmark_writes_well_formed_reports(tmp_path: Path) -> None:
     plot = ElementTree.parse(tmp_path / "quick.svg").getroot()
     assert plot.tag.endswith("svg")
     assert list(plot.iter("{http://www.w3.org/2000/svg}rect"))
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_quick_pool_benchmark_serves_every_healthy_address_over_kept_connections(tmp_path: Path) -> None:
+    """Counts only: they hold on any machine."""
+    command = [sys.executable, "-m", "tests.bench", "pool", "--quick", "--addresses", "50", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+
+    found = json.loads((tmp_path / "pool-quick.json").read_text())
+    assert found["addresses"] == 50
+    for name, faulty in (("no faults", 0), ("12 % faulty", 6)):
+        run = found["runs"][name]
+        (hot,) = run["hot"]
+        assert run["warm_up"]["failed"]["healthy"] == hot["failed"]["healthy"] == hot["failed"]["dying"] == 0, hot
+        assert hot["served"]["healthy"] == 50 - faulty
+        assert hot["service"]["healthy_handshakes"] == 0
+        assert run["pool"]["retired"].get("dead", 0) == hot["served"]["dying"] == faulty // 3
+
+    markdown = (tmp_path / "pool-quick.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1, markdown
+    assert found["command"] in markdown
