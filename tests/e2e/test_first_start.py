@@ -119,6 +119,20 @@ def test_the_public_host_is_what_the_line_names(stage: Stage) -> None:
 
 
 @pytest.mark.slow
+def test_several_addresses_are_all_served_and_all_in_the_line_to_paste(stage: Stage, echo_port: int) -> None:
+    server = stage.serve("--listen", "127.0.0.2:0")
+    second = server.wait_line(r"^listening on (127\.0\.0\.2:\d+)$").group(1)
+    assert server.out[1:] == [f"listening on {server.where}", f"listening on {second}"]
+    assert f" trio-tunnel connect {server.where} {second} --pin " in server.paste
+    pasted = stage.shell(f"{server.paste} -p web=127.0.0.1:0:{echo_port}")
+    pasted.wait_line("web: healthy")
+    pasted.terminate()
+    assert pasted.wait() == 0
+    by_second = stage.connect(server, f"web=127.0.0.1:0:{echo_port}", where=second)
+    ask_echo(*by_second.wait_healthy("web"))
+
+
+@pytest.mark.slow
 def test_token_new_works_at_once_and_revoked_no_more(stage: Stage, echo_port: int) -> None:
     server = stage.serve()
     secret = stage.run("token", "new", "lab", "--state-dir", server.state).stdout
@@ -142,6 +156,20 @@ def test_a_port_that_is_taken_is_a_failure_that_names_it(stage: Stage) -> None:
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in process.stderr
     assert "listening" not in process.stdout
     assert stage.serve(state=stage.path("s")).token  # the start that failed did not use it up
+
+
+@pytest.mark.slow
+def test_of_several_addresses_one_that_is_taken_is_named_and_none_is_served(stage: Stage) -> None:
+    free = free_port()
+    with held_port() as holder:
+        port = holder.getsockname()[1]
+        process = stage.run(
+            "serve", "--listen", f"127.0.0.1:{free}", "--listen", f"127.0.0.1:{port}", "--admin", "off",
+            "--state-dir", stage.path("s"), code=1,
+        )  # fmt: skip
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in process.stderr
+    assert process.stdout == ""
+    assert can_listen(free)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from processes import (
     ask_echo,
     dial,
     free_port,
+    http_get,
     proxy_toml,
     read_all,
     read_exactly,
@@ -292,6 +293,32 @@ def test_a_health_check_that_fails_is_told_and_the_proxy_comes_back(stage: Stage
     finally:
         services.http_status = 200
     client.wait_status("web", start=mark, status="healthy", seconds=2)
+
+
+@pytest.mark.slow
+def test_a_port_is_released_while_its_target_is_down_and_who_is_inside_stays(stage: Stage, services: Services) -> None:
+    target, public = services.add(services.http), free_port()
+    server = stage.serve()
+    check = 'type = "http"\npath = "/healthz"\ninterval = 0.1\ntimeout = 1\n'
+    more = f'when_down = "close"\n[proxies.health_check]\n{check}'
+    client = stage.connect(server, config=proxy_toml("web", public, target, more))
+    client.wait_healthy("web")
+    with dial(public) as visitor:
+        visitor.sendall(b"GET / HTTP/1.1\r\n")  # and the rest later
+        mark = len(client.out)
+        services.http_status = 503
+        try:
+            down = client.wait_status("web", start=mark, status="unhealthy", seconds=2)
+            assert (down["reason"], down["publish_port"]) == ("target_down", public)
+            assert down["error_message"].startswith("The port is released until the target answers: ")
+            with pytest.raises(ConnectionRefusedError):
+                dial(public).close()
+        finally:
+            services.http_status = 200
+        client.wait_status("web", start=mark, status="healthy", seconds=2)
+        visitor.sendall(b"Host: here\r\nConnection: close\r\n\r\n")
+        assert read_all(visitor).endswith(services.page)
+    assert http_get(public) == (200, services.page)
 
 
 # Counts and crowds
