@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_proxy import TIMES, Port, Story, in_use, until
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -488,7 +488,6 @@ STEPS = ["down", "up", "retry", "lose", "take", "free", "keep", "close", "unchec
 
 
 @given(st.lists(st.sampled_from(STEPS), max_size=25))
-@settings(max_examples=150)
 def test_the_port_is_held_when_it_may_be_and_never_when_it_may_not(steps: list[str]) -> None:
     """Steps without "wait" or "tick" between them are of one moment."""
     logging.disable()
