@@ -475,6 +475,35 @@ async def test_a_listener_whose_target_is_newly_checked_stays_until_the_first_wo
     nursery.cancel_scope.cancel()
 
 
+async def test_a_late_word_on_a_target_that_is_not_checked_is_no_word_on_the_next_one(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    port = Port(freed=0)
+    proxy, _ = make(port, evolve(CLOSES, checked=False), heard=None)
+    nursery.start_soon(proxy.run)
+    await until(10)
+    proxy.hear(DOWN)
+    proxy.revise(CLOSES)
+    await until(20)
+    assert (port.attempts, port.is_held) == ([0], True)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("spec", [KEEPS, CLOSES])
+async def test_other_targets_are_no_news_of_a_proxy_that_is_down(
+    spec: ProxySpec, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    proxy, story = make(Port(freed=0), spec)
+    nursery.start_soon(proxy.run)
+    await until(10)
+    proxy.hear(DOWN)
+    await until(12)
+    proxy.revise(evolve(spec, target="127.0.0.1:23"))
+    await until(13)
+    assert (len(story.told), proxy.retry_after_seconds) == (2, 2)  # the next check is due when it was
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("change", [{"name": "web"}, {"publish_addr": "::"}, {"publish_port": 8003}])
 def test_another_address_is_not_revised_in_place(change: dict[str, Any]) -> None:
     proxy, _ = make(Port())
