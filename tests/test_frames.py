@@ -28,6 +28,7 @@ from tunnel.frames import (
     OPEN,
     PING,
     PONG,
+    RETIRE,
     RST,
     WS_MAX_CONTROL,
     WS_ROOM,
@@ -485,20 +486,26 @@ def test_we_refuse_the_text_wsproto_writes() -> None:
 
 def test_the_numbers_on_the_wire_are_fixed() -> None:
     """An old peer knows these."""
-    assert [OPEN >> 24, DATA >> 24, FIN >> 24, CREDIT >> 24, RST >> 24, MOVE >> 24] == [1, 2, 3, 4, 5, 6]
+    kinds = [OPEN, DATA, FIN, CREDIT, RST, MOVE, RETIRE]
+    assert [kind >> 24 for kind in kinds] == [1, 2, 3, 4, 5, 6, 7]
     assert {reason.name: reason.value for reason in Abort} == {
         "RESET": 0, "DIAL_REFUSED": 1, "DIAL_TIMEOUT": 2, "DIAL_FAILED": 3, "UNKNOWN_PROXY": 4, "OVER_LIMIT": 5,
-        "IDLE": 6, "CHANNEL_LOST": 7, "SESSION_ENDED": 8, "INTERNAL": 9,
+        "IDLE": 6, "CHANNEL_LOST": 7, "SESSION_ENDED": 8, "INTERNAL": 9, "TARGET_DOWN": 10,
     }  # fmt: skip
     assert (FIRST_WINDOW, MAX_WINDOW, frames.MAX_NUMBER) == (65_536, 8_388_608, 16_777_215)
 
 
 @pytest.mark.parametrize(
-    ("number", "reason"), [(0, Abort.RESET), (7, Abort.CHANNEL_LOST), (9, Abort.INTERNAL), (10, Abort.INTERNAL),
+    ("number", "reason"), [(0, Abort.RESET), (7, Abort.CHANNEL_LOST), (9, Abort.INTERNAL), (11, Abort.INTERNAL),
                            (0xFFFFFF, Abort.INTERNAL)]
 )  # fmt: skip
 def test_a_later_versions_reason_is_an_internal_one(number: int, reason: Abort) -> None:
     assert Abort.of(number) is reason
+
+
+@pytest.mark.parametrize("reason", Abort)
+def test_every_reason_is_read_as_it_was_written(reason: Abort) -> None:
+    assert Abort.of(reason.value) is reason
 
 
 WINDOWS = [

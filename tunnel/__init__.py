@@ -25,11 +25,11 @@ from tunnel.errors import (
     RemoteProtocolError,
     TunnelError,
 )
-from tunnel.faults import Fault
 from tunnel.version import __version__
 
 if TYPE_CHECKING:
     from tunnel.api import Client, Server, connect, hash_token, serve
+    from tunnel.faults import Fault
     from tunnel.messages import ProxyStatusUpdate, Reason, Status
     from tunnel.pool import Unavailable
     from tunnel.pool.connections import ConnectionPool, WarmUp, open_pool
@@ -83,13 +83,14 @@ __all__ = [
 _LATER = {
     "Client": "api", "Server": "api", "connect": "api", "hash_token": "api", "serve": "api",
     "ProxyStatusUpdate": "messages", "Reason": "messages", "Status": "messages",
+    "Fault": "faults",
     "ConnectionPool": "pool.connections", "WarmUp": "pool.connections", "open_pool": "pool.connections",
     "PooledStream": "pool.stream", "Unavailable": "pool.core", "http_check": "pool.http_check",
 }  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Load what runs on Trio at its first use: `check`, `status` and the pure parts do without it."""
+    """Load what needs Trio or TLS at its first use: `check`, `status` and the pure parts do without them."""
     if name not in _LATER:
         raise AttributeError(f"module 'tunnel' has no attribute {name!r}")
     from importlib import import_module
