@@ -74,6 +74,7 @@ def _readers(least: int, most: int) -> dict[str, Reader[Any]]:
         "open_seconds": seconds,
         "validate_seconds": seconds,
         "wait_seconds": seconds,
+        "lease_seconds": or_word(NEVER, seconds),
         "choice": one_of(CHOICES, "choice"),
     }
 

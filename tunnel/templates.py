@@ -30,6 +30,7 @@ _POOL_NOTES = {
     "open_seconds": "until one is open",
     "validate_seconds": "and found good",
     "wait_seconds": "of a visitor, retries among it",
+    "lease_seconds": "in use for longer, one is reported as leaked",
     "choice": 'or "round_robin"',
     "quarantine": "between tries of one that failed",
     "retry": "within a visitor's wait",
@@ -38,7 +39,7 @@ _POOL_NOTES = {
 
 def _pool_lines(where: str, pool: PoolConfig, *, left_out: tuple[str, ...] = ()) -> str:
     """A pool's table with all its values, commented out; its policies are tables below it."""
-    keys = [key.name for key in fields(PoolConfig) if key.name not in (*left_out, "lease_seconds", *_POLICIES)]
+    keys = [key.name for key in fields(PoolConfig) if key.name not in (*left_out, *_POLICIES)]
     lines = [f"#[{where}]", *(_line(key, _show(getattr(pool, key)), _POOL_NOTES.get(key)) for key in keys)]
     for key in _POLICIES:
         policy = getattr(pool, key)
