@@ -6,6 +6,7 @@
 `figures`, `link_figures`    what is measured of a system; `rounds`: in which order
 `report`, `plot`, `machine`  what is written
 `pool_bench`, `pool_service`, `pool_load`    `python -m tests.bench pool`: hot connections against cold, 1,631 addresses
+`pool_tunnel`, `freezer`     `python -m tests.bench pool-tunnel`: the same through the tunnel, and an address that dies
 
 Nothing here asserts a time: figures are medians of one machine's run, and compare only within that run.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.bench [pool]`: see `-h`, and the package's docstring for what is where."""
+"""`python -m tests.bench [pool | pool-tunnel]`: see `-h`, and the package's docstring for what is where."""
 
 import argparse
 import datetime
@@ -29,12 +29,13 @@ from .systems import Direct, Naive, Stage, System, TrioTunnel
 SYSTEMS: tuple[type[System], ...] = (Direct, TrioTunnel, Naive, *PEERS)
 QUICK_SYSTEMS = ("direct", "trio-tunnel", "haproxy")
 MAX_FILES = 65_536
+POOL = ("pool", "pool-tunnel")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
-        description="The benchmark of trio-tunnel. That of its pool is another: python -m tests.bench pool -h.",
+        description="The benchmark of trio-tunnel. Those of its pools are others: see pool -h and pool-tunnel -h.",
     )
     names = ", ".join(kind.name for kind in SYSTEMS)
     parser.add_argument("--quick", action="store_true", help="under a minute: few figures, few systems, one round")
@@ -167,11 +168,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure_pool(argv: Sequence[str]) -> int:
-    from .pool_bench import main as measure  # a benchmark of its own, with options of its own
+    """Benchmarks of their own, with options of their own."""
+    from . import pool_bench, pool_tunnel
 
-    return measure(argv)
+    return (pool_bench if argv[0] == "pool" else pool_tunnel).main(argv[1:])
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop_in_order)
-    sys.exit(measure_pool(sys.argv[2:]) if sys.argv[1:2] == ["pool"] else main(sys.argv[1:]))
+    sys.exit((measure_pool if sys.argv[1:] and sys.argv[1] in POOL else main)(sys.argv[1:]))

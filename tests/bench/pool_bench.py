@@ -178,7 +178,7 @@ LEGEND = (
     "healthy addresses, medians of the rounds; one at a time only these are asked. Reuse is the share of requests for "
     "which the service saw no handshake. An address that is broken refuses, hangs, resets the handshake or answers 500 "
     "(evenly mixed); one whose idle connections die drops or resets them after a quarter of a second, and there is "
-    "half a second of rest before each round. What the pool has counted is from the warm-up to the end of the hot rounds."
+    "half a second of rest before each round. The pool's own counts begin with the warm-up."
 )
 
 

@@ -220,6 +220,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--stats-port", type=int, default=0)
     parser.add_argument("--certificate", type=Path, required=True, help="certificate and key in one file")
     parser.add_argument("--addresses", type=int, default=1631)
+    parser.add_argument("--only", metavar="ADDRESS", help="this one instead of those of 127.0.0.0/8")
     parser.add_argument("--faulty", type=float, default=0.0, metavar="PERCENT")
     options = parser.parse_args(argv)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -227,7 +228,7 @@ def main(argv: Sequence[str]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(options.certificate)
-    addresses = make_addresses(options.addresses)
+    addresses = [options.only] if options.only else make_addresses(options.addresses)
     service = Service(context, choose_faults(addresses, options.faulty))
     port = service.listen(addresses, options.port)
     service.listen_stats(options.stats_port)

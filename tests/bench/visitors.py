@@ -7,6 +7,7 @@ namespace; it prints one line of JSON. Times are from the start of the connectio
 import json
 import math
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ import trio
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 PATIENCE_SECONDS = 30.0
+TALK_SECONDS = 0.05  # between the requests of a visitor that stays
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -101,9 +103,76 @@ async def crowd(host: str, port: int, concurrency: float, seconds: float) -> dic
     return {**summary(times), "rate": len(times) / (trio.current_time() - began)}
 
 
+async def steady(host: str, port: int, rate: float, seconds: float, talkers: float) -> dict[str, Any]:
+    """So many new visitors a second, come what may, beside some that stay and ask all the time.
+
+    Each visit is told as [when it began on the monotonic clock, milliseconds or None if it was not served].
+    """
+    visits: list[tuple[float, float | None]] = []
+    talks: list[list[tuple[float, float | None]]] = []
+
+    async def visit_and_note() -> None:
+        began, times = time.monotonic(), list[float]()
+        await visit_once(host, port, times)
+        visits.append((began, times[0] if times else None))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(int(talkers)):
+            talks.append([])
+            nursery.start_soon(talk, host, port, trio.current_time() + seconds, talks[-1])
+        began = trio.current_time()
+        for number in range(int(rate * seconds)):
+            await trio.sleep_until(began + number / rate)
+            nursery.start_soon(visit_and_note)
+    return {"visits": visits, "talks": talks}
+
+
+async def talk(host: str, port: int, until: float, asked: list[tuple[float, float | None]]) -> None:
+    """One visitor that stays; the last entry has None if it was cut off."""
+    began = time.monotonic()
+    try:
+        with trio.move_on_after(PATIENCE_SECONDS) as patience:
+            spent, stream = await visit(host, port)
+        while not patience.cancelled_caught:
+            asked.append((began, spent))
+            await trio.sleep(TALK_SECONDS)
+            if trio.current_time() > until:
+                return await trio.aclose_forcefully(stream)
+            began = time.monotonic()
+            with trio.move_on_after(PATIENCE_SECONDS) as patience:
+                await stream.send_all(REQUEST)
+                if not await stream.receive_some(4096):
+                    break
+            spent = (time.monotonic() - began) * 1000
+    except (OSError, trio.BrokenResourceError):
+        pass
+    asked.append((began, None))
+    return None
+
+
+async def arrive(host: str, port: int) -> dict[str, float]:
+    """Come as soon as anybody listens there: milliseconds from then to the first byte."""
+    with trio.fail_after(PATIENCE_SECONDS):
+        while True:
+            try:
+                spent, stream = await visit(host, port)
+            except (OSError, trio.BrokenResourceError):
+                await trio.sleep(0.001)
+                continue
+            await trio.aclose_forcefully(stream)
+            return {"median_ms": spent}
+
+
 def main(argv: Sequence[str]) -> None:
     what, host, port, *numbers = argv
-    known: dict[str, Any] = {"once": once, "burst": burst, "one-by-one": one_by_one, "crowd": crowd}
+    known: dict[str, Any] = {
+        "once": once,
+        "burst": burst,
+        "one-by-one": one_by_one,
+        "crowd": crowd,
+        "steady": steady,
+        "arrive": arrive,
+    }
     print(json.dumps(trio.run(partial(known[what], host, int(port), *map(float, numbers)))))
 
 
