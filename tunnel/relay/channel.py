@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING
 from tunnel.errors import RemoteProtocolError
 from tunnel.frames import (
     CLOSE,
-    DATA,
-    FIN,
     FRAME,
-    FRAME_HEAD,
-    MAX_NUMBER,
     OPEN,
     OPEN_PAYLOAD,
     PONG,
@@ -23,6 +19,7 @@ from tunnel.frames import (
     control_message,
     put_message_head,
 )  # fmt: skip
+from tunnel.relay.batch import BATCH_BYTES, read_streams
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
 from tunnel.relay.pulse import FIRST_ROUND_TRIP, Pulse
 from tunnel.relay.strays import moved, stray
@@ -35,11 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 128 * 1024  # from one stream in one turn
-BATCH_BYTES = 256 * 1024  # of DATA in one turn; more costs cache, measured
-BATCH_END = WS_ROOM + BATCH_BYTES  # no further read begins behind it
-CAPACITY = BATCH_END + FRAME_HEAD + READ_BYTES  # the last read may pass it
-BULK_BYTES = 512 * 1024  # a stream that filled a read and has sent so much is bulk: it leaves the interactive one
 STEP_BYTES = 64 * 1024  # BIOs never shrink, so they are filled and emptied in steps
 INBOUND_BYTES = 256 * 1024  # from one channel in one turn; more delays the others (1 MiB costs them a millisecond)
 
@@ -47,9 +39,6 @@ INBOUND_BYTES = 256 * 1024  # from one channel in one turn; more delays the othe
 REFUSALS = {
     Abort.DIAL_REFUSED, Abort.DIAL_TIMEOUT, Abort.DIAL_FAILED, Abort.UNKNOWN_PROXY, Abort.OVER_LIMIT, Abort.TARGET_DOWN,
 }  # fmt: skip
-
-assert READ_BYTES < MAX_NUMBER
-_pack_head = FRAME.pack_into
 
 
 class Channel:
@@ -299,59 +288,10 @@ class Channel:
             small.clear()
         bulk = len(self.bulk)
         if self.fresh:
-            end = self._read_streams(self.fresh, len(self.fresh), end)
+            end = read_streams(self, self.fresh, len(self.fresh), end)
         if bulk:
-            end = self._read_streams(self.bulk, bulk, end)
+            end = read_streams(self, self.bulk, bulk, end)
         return end if end > WS_ROOM else 0
-
-    def _read_streams(self, queue: deque[Stream], count: int, end: int) -> int:
-        """One read of each of the first `count` streams, in place behind its frame's head, while the batch has room.
-
-        `end` is where the batch ends; returns where it ends then.
-        """
-        batch, view, bulk = self.engine.batch, self.engine.batch_view, self.bulk
-        while count and end < BATCH_END:
-            count -= 1
-            stream = queue.popleft()
-            if not stream.alive:
-                continue
-            want = stream.credit
-            if want <= 0:
-                stream.queued = None  # parked; CREDIT brings it back
-                continue
-            if want > READ_BYTES:
-                want = READ_BYTES
-            stream.queued = False
-            begin = end + FRAME_HEAD
-            try:
-                size = stream.recv_into(view[begin : begin + want])
-            except (BlockingIOError, InterruptedError):
-                continue
-            except OSError:
-                stream.abort(Abort.RESET)
-                continue
-            except Exception as exc:
-                self.engine.wall(stream, exc)
-                continue
-            if size:
-                _pack_head(batch, end, DATA | size, stream.sid)
-                end = begin + size
-                stream.credit -= size
-                stream.bytes_read += size
-                if size == want:
-                    stream.queued = True
-                    if stream.bytes_read > BULK_BYTES and not stream.has_moved and self.session.move(stream):
-                        continue
-                    bulk.append(stream)
-                elif stream.ending:  # its FIN stands next: told in this very batch, it saves a turn on both sides
-                    stream.queued = True
-                    queue.appendleft(stream)
-                    count += 1
-            else:
-                _pack_head(batch, end, FIN, stream.sid)
-                end = begin
-                stream.at_end()
-        return end
 
     def _encrypt_controls(self) -> None:
         if self._pong is not None:

@@ -14,7 +14,8 @@ from attrs import Factory, define, field
 
 from tunnel.config import Limits
 from tunnel.frames import FIRST_WINDOW, Abort
-from tunnel.relay.channel import CAPACITY, INBOUND_BYTES, STEP_BYTES, Channel
+from tunnel.relay.batch import CAPACITY
+from tunnel.relay.channel import INBOUND_BYTES, STEP_BYTES, Channel
 from tunnel.relay.deadlines import DeadlineQueue
 from tunnel.relay.listener import Listener
 from tunnel.relay.poller import Entry, Poller, available
