@@ -30,7 +30,7 @@ _POOL_NOTES = {
     "open_seconds": "until one is open",
     "validate_seconds": "and found good",
     "wait_seconds": "of a visitor, retries among it",
-    "lease_seconds": "in use for longer, one is reported as leaked",
+    "lease_seconds": "or a number: in use for longer, one is logged as leaked",
     "choice": 'or "round_robin"',
     "quarantine": "between tries of one that failed",
     "retry": "within a visitor's wait",
