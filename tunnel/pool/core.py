@@ -46,12 +46,12 @@ class Pool(Generic[A, V]):
     ) -> None:
         self.name = name
         self.rules: Rules[A, V] = Rules(
-            config, capacity=use.capacity, reusable=use.reusable, now=trio.current_time, rand=rand
-        )
+            config, capacity=use.capacity, reusable=use.reusable, now=trio.current_time, released=self._decide_soon,
+            rand=rand,
+        )  # fmt: skip
         self._use = use
         self._rand = rand
         self._budget = budget or RetryBudget()
-        self._by_value: dict[int, Member[A, V]] = {}  # of members in service, by the identity of their values
         self._changed = trio.Event()
         self._openings: trio.Nursery | None = None
         self._told = RateLimited(log, trio.current_time, count=1, interval_seconds=60.0)
@@ -64,11 +64,11 @@ class Pool(Generic[A, V]):
             async with trio.open_nursery() as self._openings:
                 task_status.started()
                 while True:
-                    changed = self._changed
+                    self._changed = trio.Event()
                     again_at = self.rules.decide(trio.current_time())
                     self._act()
                     with trio.move_on_at(again_at):
-                        await changed.wait()
+                        await self._changed.wait()
         finally:
             self._openings = None
             self.rules.close()
@@ -84,7 +84,6 @@ class Pool(Generic[A, V]):
                 case Probe(member):
                     self._start(self._probe, member)
                 case Close(value):
-                    self._by_value.pop(id(value), None)
                     value.close()
                 case Leaked(lease):
                     self._told.log(
@@ -98,9 +97,9 @@ class Pool(Generic[A, V]):
 
     def _decide_soon(self) -> None:
         """Something has changed: let `run` look again."""
-        self._act()
+        if self.rules.roster.todo:
+            self._act()
         self._changed.set()
-        self._changed = trio.Event()
 
     # Opening, validating
 
@@ -116,17 +115,17 @@ class Pool(Generic[A, V]):
                 value = await self._use.open(member.address, enter)
             # No await until the member has it: a cancel here would orphan the connection.
             rules.opened(member, value, trio.current_time())
-            self._by_value[id(value)] = member
             enter(Phase.VALIDATE)
             with trio.fail_after(config.validate_seconds):
                 await self._use.validate(value)
-            rules.passed(member, trio.current_time())
         except Exception as exc:
             self._failed(member, exc)
         except BaseException:
             rules.cancelled(member)
             self._act()
             raise
+        else:
+            rules.passed(member, trio.current_time())
         self._decide_soon()
 
     async def _probe(self, member: Member[A, V]) -> None:
@@ -137,9 +136,10 @@ class Pool(Generic[A, V]):
         try:
             with trio.fail_after(self.rules.config.validate_seconds):
                 await self._use.validate(value)
-            self.rules.passed(member, trio.current_time())
         except Exception as exc:
             self._failed(member, exc)
+        else:
+            self.rules.passed(member, trio.current_time())
         self._decide_soon()
 
     def _failed(self, member: Member[A, V], exc: Exception) -> None:
@@ -212,7 +212,7 @@ class Pool(Generic[A, V]):
                 waiter.tried.clear()
             rules.figures.retries[f"{fault.phase}.{fault.kind}"] += 1
             woken = trio.Event()
-            rules.wait_again(waiter)
+            rules.wait_again(waiter, trio.current_time())
 
     async def _wait_woken(self, waiter: Waiter[A, V], woken: trio.Event) -> None:
         self._decide_soon()
@@ -245,14 +245,14 @@ class Pool(Generic[A, V]):
 
     def lost(self, value: V, why: str) -> None:
         """A connection has ended by itself."""
-        member = self._by_value.pop(id(value), None)
+        member = self.rules.roster.by_value.get(id(value))
         if member is not None:
             self.rules.lost(member, Fault(Phase.VALIDATE, Kind.RESET, True, why), trio.current_time())
             self._decide_soon()
 
     def arrived(self, count: int) -> None:
         """So many users came without a lease: they count towards how many connections are wanted."""
-        self.rules.arrivals.add(count, trio.current_time())
+        self.rules.arrived(count, trio.current_time())
         self._decide_soon()
 
     def apply(self, config: PoolConfig) -> None:

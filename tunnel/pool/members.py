@@ -94,7 +94,8 @@ class Member(Generic[A, V]):
     is_ahead: bool = False  # opened ahead of need
     is_counted: bool = False  # towards what is wanted
     is_ageing: bool = False  # in service until its successor is
-    is_doomed: bool = False  # retired as soon as it is free
+    peers: int = 0  # in service at its address when it began to age, itself included
+    doom: str | None = None  # why it is retired as soon as it is free
 
     @property
     def address(self) -> A:
@@ -106,7 +107,7 @@ class Member(Generic[A, V]):
 
     @property
     def is_open(self) -> bool:
-        return self.state in (State.AVAILABLE, State.IN_USE)
+        return self.state is State.AVAILABLE or self.state is State.IN_USE
 
     @property
     def is_opening(self) -> bool:
@@ -124,8 +125,11 @@ class Site(Generic[A, V]):
     weight: int = 1
     backup: bool = False
     members: dict[int, Member[A, V]] = Factory(dict)
-    waiters: "dict[int, Waiter[A, V]]" = Factory(dict)  # that want this address and no other, in order
+    idle: dict[Member[A, V], None] = Factory(dict)  # those of them that are available
+    waiters: "Queue[A, V]" = Factory(lambda: Queue())  # that want this address and no other
+    unserved: "Queue[A, V]" = Factory(lambda: Queue())  # those of them for whom nothing is being opened
     opening: int = 0  # members being opened
+    ageing: int = 0  # members in service only until their successors are
     in_service: int = 0  # members that are there for new users, or soon will be
     lent: int = 0  # leases not released, also of members that left
     turn: float = 0.0  # grows by 1/weight with each choice: who has the least is next
@@ -144,9 +148,19 @@ class Site(Generic[A, V]):
         return self.prober is not None
 
     @property
+    def is_usable(self) -> bool:
+        """Whether somebody who does not care may be sent here."""
+        return self.is_listed and self.down is None
+
+    @property
+    def is_barred(self) -> bool:
+        """Whether a connection here is of no use but to who asks for this very address."""
+        return self.is_left or self.down is not None
+
+    @property
     def may_prepare(self) -> bool:
         """Whether connections may be opened here ahead of need."""
-        return self.is_listed and self.down is None and not self.is_quarantined
+        return self.is_usable and not self.is_quarantined
 
     @property
     def is_empty(self) -> bool:
@@ -194,3 +208,41 @@ class Waiter(Generic[A, V]):
     @property
     def is_over(self) -> bool:
         return self.lease is not None or self.fault is not None
+
+
+class Queue(Generic[A, V]):
+    """Waiters in the order of their numbers, also when one comes back to its old place."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[int, Waiter[A, V]] = {}
+        self._last = 0  # number that was added
+        self._is_sorted = True
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def __iter__(self) -> "Iterator[Waiter[A, V]]":
+        """Over a copy: who is looked at may leave."""
+        self._sort()
+        return iter(list(self._waiters.values()))
+
+    def add(self, waiter: Waiter[A, V]) -> None:
+        self._is_sorted &= waiter.number > self._last
+        self._last = waiter.number
+        self._waiters[waiter.number] = waiter
+
+    def discard(self, waiter: Waiter[A, V]) -> None:
+        self._waiters.pop(waiter.number, None)
+        if not self._waiters:
+            self._last, self._is_sorted = 0, True
+
+    def first(self) -> Waiter[A, V] | None:
+        self._sort()
+        return next(iter(self._waiters.values()), None)
+
+    def _sort(self) -> None:
+        """Only when somebody asks: after a mass failure many come back at once."""
+        if not self._is_sorted:
+            self._waiters = dict(sorted(self._waiters.items()))
+            self._last = next(reversed(self._waiters))
+            self._is_sorted = True

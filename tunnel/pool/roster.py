@@ -10,7 +10,6 @@ from typing import Generic
 from attrs import frozen
 
 from tunnel.config import PoolConfig
-from tunnel.faults import Fault
 from tunnel.pool.figures import Figures
 from tunnel.pool.members import A, Lease, Member, Site, State, V, Waiter
 
@@ -53,8 +52,12 @@ class Roster(Generic[A, V]):
         self.opening = 0
         self.opening_ahead = 0  # of these, for nobody in particular
         self.in_service = 0  # members that count towards what is wanted
+        self.idle: dict[Member[A, V], None] = {}  # those that are available
         self.ageing: dict[Member[A, V], None] = {}
+        self.unclaimed: dict[Member[A, V], None] = {}  # being opened, and nobody waits for that
+        self.by_value: dict[int, Member[A, V]] = {}  # by the identity of their values
         self.dirty: dict[Site[A, V], None] = {}  # may lack members
+        self.hungry: dict[Site[A, V], None] = {}  # somebody waits there for an opening that may be possible now
         self.numbers = count(1)
         self.rand = rand
         self._timers: list[tuple[float, int, Callable[[float], None]]] = []
@@ -64,22 +67,47 @@ class Roster(Generic[A, V]):
     def site(self, address: A) -> Site[A, V]:
         site = self.sites.get(address)
         if site is None:
-            site = self.sites[address] = Site(address, turn=min((s.turn for s in self.usable()), default=0.0))
+            site = self.sites[address] = Site(address)
         return site
 
     def usable(self) -> Iterator[Site[A, V]]:
         """Where somebody who does not care may be sent."""
-        return (site for site in self.sites.values() if site.is_listed and site.down is None)
+        return (site for site in self.sites.values() if site.is_usable)
 
     def touch(self, site: Site[A, V]) -> None:
-        """It may lack members now, or not be needed any more."""
+        """It may lack members now, have room for one more, or not be needed any more."""
         self.dirty[site] = None
+        if site.unserved:
+            self.hungry[site] = None
 
     def forget_if_empty(self, site: Site[A, V]) -> None:
         if not site.is_listed and site.is_empty:
             self.sites.pop(site.address, None)
+            self.hungry.pop(site, None)
 
-    # Members
+    # Room
+
+    @property
+    def has_room(self) -> bool:
+        """A member that is being replaced gives its place to its successor."""
+        return self.total - len(self.ageing) < self.config.max
+
+    def has_room_at(self, site: Site[A, V]) -> bool:
+        return len(site.members) - site.ageing < self.config.max_per_address
+
+    def evict(self, site: Site[A, V] | None = None) -> bool:
+        """Close what was idle longest, there or anywhere."""
+        idle = min(
+            (member for member in (self if site is None else site).idle if member.load == 0),
+            key=lambda member: member.used_at,
+            default=None,
+        )
+        if idle is None:
+            return False
+        self.drop(idle, "evicted")
+        return True
+
+    # Opening
 
     def begin(self, site: Site[A, V], sponsor: Waiter[A, V] | None, now: float) -> None:
         """Open a member for `sponsor`, or ahead of need; in quarantine it is the prober that is opened."""
@@ -95,59 +123,102 @@ class Roster(Generic[A, V]):
         self.opening_ahead += member.is_ahead
         self.total += 1
         self._count(member, True)
-        if sponsor is not None:
+        if sponsor is None:
+            self.unclaimed[member] = None
+        else:
             member.sponsor, sponsor.member = sponsor, member
             self.figures.cold_dials += 1
         self.todo.append(Open(member))
-
-    def opening_ended(self, member: Member[A, V]) -> None:
-        """Well or not: nobody waits for this opening any more."""
-        member.site.opening -= 1
-        self.opening -= 1
-        self.opening_ahead -= member.is_ahead
-        if member.sponsor is not None:
-            member.sponsor.member = None
-            member.sponsor = None
-        self.touch(member.site)
 
     def claim(self, member: Member[A, V], sponsor: Waiter[A, V]) -> None:
         """What is being opened for nobody in particular is `sponsor`'s."""
         self.opening_ahead -= member.is_ahead
         member.is_ahead = False
+        del self.unclaimed[member]
         member.sponsor, sponsor.member = sponsor, member
+
+    def disclaim(self, sponsor: Waiter[A, V]) -> None:
+        """What is being opened for `sponsor` goes on, and somebody else may have it."""
+        if sponsor.member is not None:
+            self.unclaimed[sponsor.member] = None
+            sponsor.member.sponsor = None
+            sponsor.member = None
+
+    def opened(self, member: Member[A, V], value: V, now: float) -> None:
+        member.value = value
+        self.by_value[id(value)] = member
+        self.enter(member, State.VALIDATING, now)
+
+    def opening_ended(self, member: Member[A, V]) -> None:
+        """Well or not: nobody waits for this opening any more."""
+        if member.sponsor is not None:
+            self.disclaim(member.sponsor)
+        del self.unclaimed[member]
+        member.site.opening -= 1
+        self.opening -= 1
+        self.opening_ahead -= member.is_ahead
+        self.touch(member.site)
+
+    # In service, and out of it
 
     def enter(self, member: Member[A, V], state: State, now: float) -> None:
         member.state, member.since = state, now
+        if state is State.AVAILABLE:
+            self.idle[member] = member.site.idle[member] = None
+        else:
+            self._not_idle(member)
 
     def age(self, member: Member[A, V]) -> None:
-        """It stays until nothing is missing without it."""
+        """It stays until its successor is in service."""
         member.is_ageing = True
         self.ageing[member] = None
+        member.site.ageing += 1
         self._count(member, False)
         self.touch(member.site)
 
+    def doom(self, member: Member[A, V], cause: str) -> None:
+        """It gets no new users, and leaves as soon as it has none."""
+        member.doom = cause
+        self._not_ageing(member)
+        self._count(member, False)
+        self.touch(member.site)
+        if member.is_open and member.leases == 0:
+            self.drop(member, cause)
+
     def hand_over(self, member: Member[A, V]) -> None:
         """It is its user's for good, and the pool's no more."""
-        self._leave(member)
+        self.leave(member)
 
     def drop(self, member: Member[A, V], cause: str) -> None:
         """It leaves, and is closed."""
-        self._leave(member)
+        self.leave(member)
         member.state = State.RETIRED
         self.figures.retired[cause] += 1
         self.close(member)
+
+    def leave(self, member: Member[A, V]) -> None:
+        del member.site.members[member.number]
+        self.total -= 1
+        if member.value is not None:
+            self.by_value.pop(id(member.value), None)
+        self._not_idle(member)
+        self._not_ageing(member)
+        self._count(member, False)
+        self.touch(member.site)
 
     def close(self, member: Member[A, V]) -> None:
         if member.value is not None:
             self.todo.append(Close(member.value))
             member.value = None
 
-    def _leave(self, member: Member[A, V]) -> None:
-        del member.site.members[member.number]
-        self.total -= 1
-        self.ageing.pop(member, None)
-        self._count(member, False)
-        self.touch(member.site)
+    def _not_idle(self, member: Member[A, V]) -> None:
+        self.idle.pop(member, None)
+        member.site.idle.pop(member, None)
+
+    def _not_ageing(self, member: Member[A, V]) -> None:
+        if member in self.ageing:
+            del self.ageing[member]
+            member.site.ageing -= 1
 
     def _count(self, member: Member[A, V], is_counted: bool) -> None:
         if member.is_counted is not is_counted:
@@ -155,46 +226,6 @@ class Roster(Generic[A, V]):
             step = 1 if is_counted else -1
             self.in_service += step
             member.site.in_service += step
-
-    # Quarantine
-
-    def quarantine(self, member: Member[A, V], fault: Fault, now: float) -> float | None:
-        """A member that could not be opened, or did not last, leaves; the first of its address comes back as prober.
-
-        Returns when to try again there; None if that is settled already, as it is when somebody's own try failed: those
-        who ask for a dead address must not make it wait longer for its recovery.
-        """
-        site, is_first = member.site, member.site.prober is None
-        self._leave(member)
-        self.close(member)
-        self.enter(member, State.UNHEALTHY, now)
-        site.failures += 1
-        site.fault = fault
-        if not is_first and site.prober is not member:
-            self.enter(member, State.RETIRED, now)
-            return None
-        if is_first:
-            site.prober = member
-            site.quarantines += 1
-            self.figures.quarantines += 1
-            site.delays = self.config.quarantine.delays(self.rand)
-        member.opened_at = inf
-        site.members[member.number] = member
-        self.enter(member, State.QUARANTINED, now)
-        if not is_first and site.probe_at > now:
-            return None
-        assert site.delays is not None
-        site.probe_at = now + next(site.delays, inf)
-        return site.probe_at
-
-    def heal(self, site: Site[A, V]) -> None:
-        """Its quarantine is over."""
-        prober, site.prober = site.prober, None
-        site.failures, site.delays, site.fault = 0, None, None
-        if prober is not None and prober.state is State.QUARANTINED:
-            del site.members[prober.number]
-            prober.state = State.RETIRED
-        self.touch(site)
 
     # Timers
 
