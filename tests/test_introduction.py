@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunnel import commands
+from tunnel import introduction
 from tunnel.addresses import HostPort, parse_host_port
 
 PUBLIC = {"0.0.0.0": "203.0.113.7", "::": "2001:db8::7"}
@@ -25,15 +25,15 @@ CASES = [
 def test_each_address_is_named_once_as_others_reach_it(
     bound: list[str], public_host: str | None, named: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "reachable_host", lambda host: PUBLIC.get(host, host))
-    assert [str(where) for where in commands.reachable(_parsed(bound), public_host)] == named
+    monkeypatch.setattr(introduction, "reachable_host", lambda host: PUBLIC.get(host, host))
+    assert [str(where) for where in introduction.reachable(_parsed(bound), public_host)] == named
 
 
 def test_a_further_wildcard_that_nobody_could_reach_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "reachable_host", lambda host: LONELY.get(host, host))
-    assert commands.reachable(_parsed(["0.0.0.0:1", "[::]:1"]), None) == (HostPort("203.0.113.7", 1),)
-    assert commands.reachable(_parsed(["[::]:1"]), None) == (HostPort("::1", 1),)  # better than nothing
-    assert len(commands.reachable(_parsed(["127.0.0.1:1", "[::1]:1"]), None)) == 2  # asked for
+    monkeypatch.setattr(introduction, "reachable_host", lambda host: LONELY.get(host, host))
+    assert introduction.reachable(_parsed(["0.0.0.0:1", "[::]:1"]), None) == (HostPort("203.0.113.7", 1),)
+    assert introduction.reachable(_parsed(["[::]:1"]), None) == (HostPort("::1", 1),)  # better than nothing
+    assert len(introduction.reachable(_parsed(["127.0.0.1:1", "[::1]:1"]), None)) == 2  # asked for
 
 
 def _parsed(bound: list[str]) -> tuple[HostPort, ...]:

@@ -46,7 +46,7 @@ def take(steps: SlowSteps, clock: Times, name: str, ms: float) -> None:
         ("channel 17", "channel"),
         ("connection from 127.0.0.1", "connection from"),
         ("health check of web: 127.0.0.1:80", "health check"),
-        ("tunnel.commands.Stopping.watch", "tunnel.commands.Stopping.watch"),
+        ("tunnel.stopping.Stopping.watch", "tunnel.stopping.Stopping.watch"),
         ("", ""),
     ],
 )

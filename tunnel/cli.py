@@ -101,21 +101,14 @@ def serve(
     """
     from functools import partial
 
-    from tunnel.commands import run_serve
+    from tunnel.commands import ProcessOptions, run_serve
     from tunnel.config_file import ServerOptions, load_server
 
     load = partial(load_server, config, ServerOptions(listen, admin, state_dir))
-    sys.exit(
-        run_serve(
-            load(),
-            introduce=config is None,
-            reload=load if config is not None else None,
-            public_host=public_host,
-            profile_dir=profile_dir,
-            log_format=log_format,
-            verbose=verbose,
-        )
+    options = ProcessOptions(
+        reload=load if config is not None else None, profile_dir=profile_dir, log_format=log_format, verbose=verbose
     )
+    sys.exit(run_serve(load(), options, introduce=config is None, public_host=public_host))
 
 
 @cli.command(context_settings=SETTINGS)
@@ -147,26 +140,19 @@ def connect(
     """
     from attrs import evolve
 
-    from tunnel.commands import run_connect
+    from tunnel.commands import ProcessOptions, run_connect
     from tunnel.config_file import ClientOptions, load_client
 
-    options = ClientOptions(servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE))
+    said = ClientOptions(servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE))
 
     def load() -> Any:
-        loaded = load_client(config, options)
+        loaded = load_client(config, said)
         return loaded if state_dir is None else evolve(loaded, state_dir=state_dir)
 
-    sys.exit(
-        run_connect(
-            load(),
-            reload=load if config is not None else None,
-            once=once,
-            as_json=as_json,
-            profile_dir=profile_dir,
-            log_format=log_format,
-            verbose=verbose,
-        )
+    options = ProcessOptions(
+        reload=load if config is not None else None, profile_dir=profile_dir, log_format=log_format, verbose=verbose
     )
+    sys.exit(run_connect(load(), options, once=once, as_json=as_json))
 
 
 @cli.command(context_settings=SETTINGS)

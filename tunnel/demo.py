@@ -16,11 +16,12 @@ from tunnel.api import Client, connect, serve
 from tunnel.certificates import certificate_pin_of_file
 from tunnel.client.make_view import make_view
 from tunnel.client.view import View
-from tunnel.commands import Stopping, show
+from tunnel.commands import show
 from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
 from tunnel.errors import TunnelError, unwrapped
 from tunnel.messages import Status
 from tunnel.state import StateDir
+from tunnel.stopping import Stopping
 
 CHECK_SECONDS = 9.5  # for `demo --check`, all in all
 HELD_SECONDS = 20.0  # the port of the second proxy is freed after so long, to show how it recovers
