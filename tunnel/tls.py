@@ -272,6 +272,7 @@ class TlsStream(trio.abc.Stream):
             return
 
     def _say_goodbye(self) -> None:
+        """Only where nothing more is read: `unwrap()` takes an unread record for an error that ends all reading."""
         if self._is_mute:
             return
         try:

@@ -229,6 +229,14 @@ async def until(condition: Callable[[], bool], seconds: float = SOON) -> None:
             await trio.sleep(0.002)
 
 
+def arrived_bytes(sock: socket.socket) -> int:
+    """How many wait in the kernel to be read, as far as one look shows."""
+    try:
+        return len(sock.recv(1024 * 1024, socket.MSG_PEEK))
+    except BlockingIOError:
+        return 0
+
+
 async def read_exactly(stream: trio.abc.ReceiveStream, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
@@ -260,7 +268,7 @@ def reset_now(stream: trio.SocketStream) -> None:
 
 
 __all__ = [
-    "POLLERS", "SOON", "Detached", "LiteralRoute", "Lost", "Rig", "SilentRoute", "assert_bare", "connected_pair",
-    "contexts", "descriptors", "echo", "open_rig", "read_exactly", "read_to_end", "reset_now", "saw_reset",
-    "start_target", "tls_pair", "until",
+    "POLLERS", "SOON", "Detached", "LiteralRoute", "Lost", "Rig", "SilentRoute", "arrived_bytes", "assert_bare",
+    "connected_pair", "contexts", "descriptors", "echo", "open_rig", "read_exactly", "read_to_end", "reset_now",
+    "saw_reset", "start_target", "tls_pair", "until",
 ]  # fmt: skip

@@ -2,11 +2,14 @@
 
 import hashlib
 import socket
-from contextlib import asynccontextmanager
+import ssl
+import sys
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import trio
-from relay_rig import POLLERS, contexts, open_rig, read_exactly, read_to_end, saw_reset, until
+from relay_rig import POLLERS, arrived_bytes, contexts, open_rig, read_exactly, read_to_end, saw_reset, until
 
 from tunnel.addresses import Target
 from tunnel.client.target_dial import dial_target
@@ -17,6 +20,7 @@ from tunnel.tls import TlsStream
 
 pytestmark = pytest.mark.parametrize("poller", POLLERS)
 MIB = 1024 * 1024
+RECORD_BYTES = 16 * 1024 + 256  # at most, with all that TLS adds
 
 
 class TlsRoute:
@@ -35,6 +39,8 @@ class TlsRoute:
     async def _dial(self, stream):
         server_context, client_context = contexts()
         with listen("127.0.0.1", 0) as listener:
+            if sys.platform == "linux":  # else a send buffer is one segment of lo, each acknowledged 40 ms late
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
             sock = await dial_target(Target("tcp", "127.0.0.1", listener.getsockname()[1]))
             theirs, _ = listener.accept()
         theirs.setblocking(False)
@@ -62,9 +68,20 @@ async def open_visit(poller, target):
         await until(lambda: rig.client.streams == {})
 
 
-def send_close_notify(target):
-    """Half-close: the TCP connection stays open both ways."""
-    target._say_goodbye()
+async def send_close_notify(target):
+    """Half-close: the TCP connection stays open both ways, and what is on its way to the target is still read.
+
+    What came already is decrypted first, as `TlsLeg` does: OpenSSL's second shutdown takes a whole record that nobody
+    has read for a fatal error, and every later read says "EOF in violation of protocol" though nothing has ended.
+    """
+    arrived = b""
+    with suppress(ssl.SSLError):  # wants more, or an end that comes again with the next read
+        while data := target._tls.read(MIB):
+            arrived += data
+    target._replay += arrived
+    with suppress(ssl.SSLError):  # wants the peer's close_notify
+        target._tls.unwrap()
+    await target.send_all(b"")  # all of it: a full socket must not keep the close_notify back
 
 
 async def test_bytes_go_both_ways_and_close_notify_is_fin(poller):
@@ -104,16 +121,34 @@ async def test_a_big_transfer_both_ways_is_exact(poller):
             nursery.start_soon(fill, stream, end)
 
     async def target(stream):
-        async def end():
-            send_close_notify(stream)
-
-        await both(stream, end)
+        await both(stream, partial(send_close_notify, stream))
 
     async with open_visit(poller, target) as (rig, visitor):
         await both(visitor, visitor.send_eof)
         await until(lambda: len(hashes) == 2)
         assert hashes == [hashlib.sha256(block * (size // len(block))).hexdigest()] * 2
         await until(lambda: rig.client.streams == {})
+
+
+async def test_a_target_that_ends_while_much_is_on_its_way_to_it_gets_it_all(poller):
+    """Its close_notify is sent with whole records unread behind it."""
+    data = bytes(range(256)) * 1024
+    heard = []
+
+    async def target(stream):
+        await until(lambda: arrived_bytes(stream.socket) > 3 * RECORD_BYTES)
+        first = await stream.receive_some(1)
+        assert stream._incoming.pending > RECORD_BYTES
+        await send_close_notify(stream)
+        heard.append(first + await read_to_end(stream))
+
+    async with open_visit(poller, target) as (_rig, visitor):
+        await visitor.send_all(data)
+        assert await read_to_end(visitor) == b""
+        assert heard == []
+        await visitor.send_eof()
+        await until(lambda: heard != [])
+        assert heard == [data]
 
 
 async def test_a_target_that_speaks_first_is_heard(poller):
@@ -131,7 +166,7 @@ async def test_a_close_notify_right_behind_the_last_bytes_is_passed_on_at_once(p
 
     async def target(stream):
         stream._tls.write(b"last words")
-        send_close_notify(stream)
+        await send_close_notify(stream)
         heard.append(await read_to_end(stream))
 
     async with open_visit(poller, target) as (_rig, visitor):
@@ -196,7 +231,7 @@ async def test_the_last_bytes_reach_a_slow_target_that_ended_first(poller):
     sent = trio.Event()
 
     async def target(stream):
-        send_close_notify(stream)
+        await send_close_notify(stream)
         await sent.wait()
         heard.append(len(await read_to_end(stream)))
 
@@ -232,7 +267,7 @@ async def test_what_a_target_sends_after_its_end_costs_no_other_stream(poller):
     """Its end must be told once: a second FIN would end the whole channel."""
 
     async def target(stream):
-        send_close_notify(stream)
+        await send_close_notify(stream)
         for _ in range(3):
             await trio.sleep(0.02)
             stream.socket.send(b"\x17\x03\x03\x00\x10" + bytes(16))

@@ -96,7 +96,11 @@ class TlsLeg:
             raise BlockingIOError
 
     def _rescue(self) -> None:
-        """Decrypt what the BIO holds, at most one fill of it: unwrap() looks for close_notify and drops all else."""
+        """Decrypt what the BIO holds, at most one fill of it.
+
+        unwrap() looks for close_notify; a whole record in its place is lost, and so is all that follows, for every
+        later read fails with "EOF occurred in violation of protocol". A record that came in part is kept.
+        """
         try:
             while data := self._tls.read(RECEIVE_BYTES):
                 self._rescued += data
