@@ -122,7 +122,9 @@ class Rules(Generic[A, V]):
             waiter.lease.release(good=self.reusable)
 
     def may_go_elsewhere(self, waiter: Waiter[A, V]) -> bool:
-        return waiter.to is None and any(site.address not in waiter.tried for site in self.roster.usable())
+        if waiter.to is not None or self.is_closed:
+            return False
+        return any(site.address not in waiter.tried for site in self.roster.usable())
 
     # What became of an action
 
