@@ -73,6 +73,9 @@ class Recorder:
     def on_move(self, stream: int) -> None:
         self.told.append(("move", stream))
 
+    def on_retire(self) -> None:
+        self.told.append(("retire", 0))
+
     def on_ping(self, payload: bytes) -> None:
         self.told.append(("ping", payload))
 
@@ -133,8 +136,10 @@ def frame_bytes(frame: Told) -> bytes:
             return struct.pack("!II", 4 << 24 | rest[0], stream)
         case "rst":
             return struct.pack("!II", 5 << 24 | rest[0], stream)
-        case _:
+        case "move":
             return struct.pack("!II", 6 << 24, stream)
+        case _:
+            return struct.pack("!II", 7 << 24, 0)
 
 
 def ws_frame(opcode: int, payload: bytes, mask: bytes | None, *, fin: bool = True) -> bytes:
@@ -192,6 +197,7 @@ FRAMES = st.one_of(
     st.tuples(st.just("open"), STREAMS, U32, U32, st.binary(max_size=MAX_OPEN_PAYLOAD - 8)),
     st.tuples(st.sampled_from(["credit", "rst"]), STREAMS, U24),
     st.tuples(st.sampled_from(["fin", "move"]), STREAMS),
+    st.just(("retire", 0)),
 )
 MASKS = st.binary(min_size=4, max_size=4) | st.just(bytes(4))
 ASIDES = st.tuples(st.sampled_from(["ping", "pong"]), st.binary(max_size=125))
@@ -233,7 +239,7 @@ def test_any_frames_in_any_fragments_masks_and_pieces_are_told_the_same(
 
 EVERY_KIND: list[Told] = [
     ("open", 1, 7, 9, b""), ("data", 1, b"hello"), ("data", 2, b""), ("open", 3, 1, 2, b"later"), ("credit", 1, 65536),
-    ("fin", 1), ("rst", 2, 5), ("move", 3), ("data", GONE, b"crossed"), ("data", 3, b"x" * 300),
+    ("fin", 1), ("rst", 2, 5), ("move", 3), ("retire", 0), ("data", GONE, b"crossed"), ("data", 3, b"x" * 300),
 ]  # fmt: skip
 
 
@@ -321,7 +327,8 @@ BROKEN = {
     "long ping": (b"\x89\x7e\x00\x7e", "too long or fragmented"),
     "very long close": (b"\x88\x7f" + bytes(8), "too long or fragmented"),
     "frame kind 0": (ws_frame(2, bytes(8), None), "unknown frame kind 0"),
-    "frame kind 7": (ws_frame(2, b"\x07" + bytes(7), None), "unknown frame kind 7"),
+    "frame kind 8": (ws_frame(2, b"\x08" + bytes(7), None), "unknown frame kind 8"),
+    "RETIRE of a stream": (ws_frame(2, b"\x07" + bytes(6) + b"\x01", None), "RETIRE of stream 1: channels retire"),
     "frame kind 255": (ws_frame(2, b"\xff" * 8, None), "unknown frame kind 255"),
     "short OPEN": (ws_frame(2, b"\x01\0\0\x07" + bytes(4), None), "OPEN with a payload of 7 bytes"),
     "long OPEN": (ws_frame(2, b"\x01\0\x02\x01" + bytes(4), None), "OPEN with a payload of 513 bytes"),
@@ -486,8 +493,7 @@ def test_we_refuse_the_text_wsproto_writes() -> None:
 
 def test_the_numbers_on_the_wire_are_fixed() -> None:
     """An old peer knows these."""
-    kinds = [OPEN, DATA, FIN, CREDIT, RST, MOVE, RETIRE]
-    assert [kind >> 24 for kind in kinds] == [1, 2, 3, 4, 5, 6, 7]
+    assert [kind >> 24 for kind in (OPEN, DATA, FIN, CREDIT, RST, MOVE, RETIRE)] == [1, 2, 3, 4, 5, 6, 7]
     assert {reason.name: reason.value for reason in Abort} == {
         "RESET": 0, "DIAL_REFUSED": 1, "DIAL_TIMEOUT": 2, "DIAL_FAILED": 3, "UNKNOWN_PROXY": 4, "OVER_LIMIT": 5,
         "IDLE": 6, "CHANNEL_LOST": 7, "SESSION_ENDED": 8, "INTERNAL": 9, "TARGET_DOWN": 10,
@@ -496,16 +502,11 @@ def test_the_numbers_on_the_wire_are_fixed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "reason"), [(0, Abort.RESET), (7, Abort.CHANNEL_LOST), (9, Abort.INTERNAL), (11, Abort.INTERNAL),
+    ("number", "reason"), [(0, Abort.RESET), (7, Abort.CHANNEL_LOST), (10, Abort.TARGET_DOWN), (11, Abort.INTERNAL),
                            (0xFFFFFF, Abort.INTERNAL)]
 )  # fmt: skip
 def test_a_later_versions_reason_is_an_internal_one(number: int, reason: Abort) -> None:
     assert Abort.of(number) is reason
-
-
-@pytest.mark.parametrize("reason", Abort)
-def test_every_reason_is_read_as_it_was_written(reason: Abort) -> None:
-    assert Abort.of(reason.value) is reason
 
 
 WINDOWS = [

@@ -10,13 +10,22 @@
     CREDIT  bytes             -                             both         the receiver delivered so much: send more
     RST     reason            -                             both         the stream is over, and not cleanly
     MOVE    0                 -                             both         my last frame here; I go on on another channel
-    RETIRE  0 (stream 0)      -                             client       open nothing here any more, and move away
+    RETIRE  0 (stream 0)      -                             both         the client: open nothing here any more, move
+                                                                         away; the server's answer: I have
 
 OPEN does not wait for an answer: DATA may follow at once. More payload than eight bytes in OPEN is for later versions
 and skipped. Stream ids and credit belong to the session, so a stream may use any of its channels. A sender starts
 with FIRST_WINDOW of credit; DATA beyond credit is a protocol error. Frames for a stream that is gone are skipped:
-they crossed its RST. A sender moves a stream at most once; what comes on the new channel before MOVE was seen on the
-old one waits for it (and counts against the credit, so it is bounded). RST counts from any channel, at once.
+they crossed its RST. What comes on the new channel before MOVE was seen on the old one waits for it (and counts against
+the credit, so it is bounded). RST and CREDIT count from any channel, at once.
+
+A moved stream greets on the new channel with an empty DATA. Its sender may move it again once both that and the former
+MOVE (at first: OPEN) have been seen: DATA has no numbers, so nobody could tell in which order two new channels come. A
+WebSocket ping stands behind every frame that was put before it, so its pong is the proof. After FIN there is nothing
+to move: the sender only puts its CREDIT and RST elsewhere.
+
+A channel is retired without cutting a stream: the client says RETIRE, both move what they send there, and the server
+answers RETIRE as its last frame on it; when the client has left, too, and a pong proves that this is known, it closes.
 
 WebSocket (RFC 6455) rules kept here: binary and continuation frames carry payload, text is an error, control frames
 are at most 125 bytes and not fragmented, a client masks and a server does not. Our own client's mask is zero (masking
@@ -79,6 +88,7 @@ class Receiver(Protocol):
     def on_credit(self, stream: int, count: int) -> None: ...
     def on_rst(self, stream: int, reason: int) -> None: ...
     def on_move(self, stream: int) -> None: ...
+    def on_retire(self) -> None: ...
     def on_ping(self, payload: bytes) -> None: ...
     def on_pong(self, payload: bytes) -> None: ...
     def on_close(self) -> None: ...
@@ -173,6 +183,10 @@ class FrameReader:
                 receiver.on_rst(stream, word & NUMBER_MASK)
             elif kind == MOVE:
                 receiver.on_move(stream)
+            elif kind == RETIRE:
+                if stream:
+                    raise RemoteProtocolError(f"RETIRE of stream {stream}: channels retire, streams do not")
+                receiver.on_retire()
             else:
                 raise RemoteProtocolError(f"unknown frame kind {kind >> 24}")
             at += FRAME_HEAD

@@ -49,10 +49,12 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-async def tls_pair() -> tuple[TlsStream, TlsStream]:
+async def tls_pair(
+    connect: Callable[[], tuple[socket.socket, socket.socket]] = connected_pair,
+) -> tuple[TlsStream, TlsStream]:
     """(server, client), hands shaken."""
     server_context, client_context = contexts()
-    ours, theirs = connected_pair()
+    ours, theirs = connect()
     server = TlsStream(ours, server_context, server_side=True)
     client = TlsStream(theirs, client_context, server_side=False, server_hostname="localhost")
     async with trio.open_nursery() as nursery:
@@ -174,6 +176,7 @@ async def open_rig(
     client_limits: Limits | None = None,
     max_streams: int | None = None,
     family: int = socket.AF_INET,
+    keeps_time: bool = True,
 ) -> AsyncIterator[Rig]:
     """`target` is a handler, an address, or a route. At the end everything must be gone, or this fails."""
     before = descriptors()
@@ -183,7 +186,8 @@ async def open_rig(
             budgets = [engine.budget.free for engine in rig.engines]
             for engine in rig.engines:
                 await nursery.start(engine.run)
-                nursery.start_soon(keep_time, engine)
+                if keeps_time:
+                    nursery.start_soon(keep_time, engine)
             if hasattr(target, "dial"):
                 rig.route = target
             else:

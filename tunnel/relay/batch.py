@@ -26,6 +26,7 @@ def read_streams(channel: "Channel", queue: "deque[Stream]", count: int, end: in
     """
     engine = channel.engine
     batch, view, bulk = engine.batch, engine.batch_view, channel.bulk
+    moving = channel.session.moving
     while count and end < BATCH_END:
         count -= 1
         stream = queue.popleft()
@@ -56,7 +57,7 @@ def read_streams(channel: "Channel", queue: "deque[Stream]", count: int, end: in
             stream.bytes_read += size
             if size == want:
                 stream.queued = True
-                if stream.bytes_read > BULK_BYTES and not stream.has_moved and channel.session.move(stream):
+                if stream.bytes_read > BULK_BYTES and not stream.is_bulk and moving.make_room(stream):
                     continue
                 bulk.append(stream)
             elif stream.ending:  # its FIN stands next: told in this very batch, it saves a turn on both sides

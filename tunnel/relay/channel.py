@@ -54,6 +54,16 @@ class Channel:
         self.received = 0  # bytes of ciphertext: proof of life
         self.sent = 0
         self.round_trip = FIRST_ROUND_TRIP
+        self.opened_at = self.engine.now()  # seconds of the engine's clock
+        self.is_proven = False  # a ping of ours came back
+        self.in_doubt = False  # watched: something was put here, and nothing has come since
+        self.is_suspect = False  # silent for too long
+        self.is_retiring = False  # to be left by both sides, then closed
+        self.is_released = False  # the server has left it
+        self.leaving: set[Stream] = set()  # those that still send on it, retiring
+        self.departing: set[Stream] = set()  # those that will move when a pong here proves their former MOVE seen
+        self.moved_nonce = 0  # the newest ping's when the last MOVE was put here
+        self.why = ""  # it ended
         self.fresh: deque[Stream] = deque()  # became readable
         self.bulk: deque[Stream] = deque()  # filled their last read, so hold more
         self.stirred = False
@@ -68,6 +78,7 @@ class Channel:
         self._unsent: list[bytes | memoryview] = [parts.unsent] if parts.unsent else []  # the kernel had no room
         self.pulse = Pulse(self)
         self._ending = False  # their FIN has come: read until it is seen
+        self._closing = False
         self._has_more = False  # waits in the engine's `rereads`
         self._first_plaintext = parts.plaintext
 
@@ -80,6 +91,11 @@ class Channel:
     def waiting_bytes(self) -> int:
         """Of frames without DATA, which have no credit to bound them."""
         return len(self._small)
+
+    @property
+    def users(self) -> int:
+        """Streams whose peer sends here: at a client those that came here, less those that the server has moved."""
+        return len(self.inbound)
 
     def begin(self) -> None:
         """Register, and step once: what was read before raises no edge."""
@@ -140,6 +156,9 @@ class Channel:
                 self.lost("the connection was cut")
                 return
             self.received += size
+            if self.is_suspect:
+                self.is_suspect = False
+                self.session.moving.retry()
             for begin in range(0, size, STEP_BYTES):
                 end = begin + STEP_BYTES
                 self._incoming.write(view[begin : end if end < size else size])
@@ -167,7 +186,7 @@ class Channel:
                 size = read_into(tls, STEP_BYTES, view[end:])
                 if size == 0:
                     self._reader.feed(view[:end])
-                    self.lost("the peer closed it")
+                    self.on_close()
                     return False
                 end += size
                 # Asking both is cheaper than the SSLWantReadError of a read in vain (1 µs; every turn would pay it).
@@ -218,6 +237,9 @@ class Channel:
     def on_move(self, sid: int) -> None:
         moved(self.session.streams, self, sid)
 
+    def on_retire(self) -> None:
+        self.session.moving.told(self)
+
     def on_ping(self, payload: bytes) -> None:
         self._pong = payload
         self.stir()
@@ -225,8 +247,17 @@ class Channel:
     def on_pong(self, payload: bytes) -> None:
         self.pulse.on_pong(payload)
 
+    def answered(self) -> None:
+        """A pong of ours came: what was put before its ping is known to the peer."""
+        self.is_proven = True
+        if self.departing:
+            streams, self.departing = self.departing, set()
+            self.session.moving.depart(streams)
+        if self.is_retiring:
+            self.stir()
+
     def on_close(self) -> None:
-        self.lost("the peer closed it")
+        self.lost("the peer closed it", clean=True)
 
     # Outbound
 
@@ -247,6 +278,23 @@ class Channel:
     def unanswered(self) -> None:
         self.pulse.unanswered()
 
+    def doubted(self) -> None:
+        self.pulse.doubted()
+
+    async def wait_proven(self) -> float:
+        """Until the first ping came back; returns the round trip in seconds. Raises `PeerLost` if the channel ends."""
+        await self.pulse.wait_for(1)
+        return self.round_trip
+
+    async def echo(self) -> float:
+        """Ask now and wait for the answer: the seconds that took. Raises `PeerLost` if the channel ends before."""
+        began = self.engine.now()
+        if self.alive:
+            self.ping()
+            self.engine.wake()
+        await self.pulse.wait_for(self.pulse.nonce if self.alive else self.pulse.nonce + 1)
+        return self.engine.now() - began
+
     def put_control(self, opcode: int, payload: bytes) -> None:
         """Add a WebSocket ping or close."""
         self._controls.append(control_message(opcode, payload, masked=self._masks))
@@ -261,14 +309,16 @@ class Channel:
         if self._unsent and not self._send():
             return
         size = self._collect()
-        if self._controls or self._pong is not None:
-            self._encrypt_controls()
         if size:
             self._encrypt_batch(size)
+        if (self._controls or self._pong is not None) and not self._small:  # no ping overtakes a frame put before it
+            self._encrypt_controls()
         if self._unsent:
             self._send()
         if (self.fresh or self.bulk or self._small) and not self._unsent:
             self.stir()
+        if self.is_retiring and self.alive and not self._closing:
+            self.session.moving.go_on(self)
 
     def _collect(self) -> int:
         """Fill the engine's batch: the small frames, then a read of each fresh stream, then of each bulk one.
@@ -334,16 +384,19 @@ class Channel:
 
     # Ends
 
-    def lost(self, why: str) -> None:
-        """The peer or the wire ended it: its streams are reset, its owner is told why."""
-        if self._leave():
+    def lost(self, why: str, *, clean: bool = False) -> None:
+        """The peer or the wire ended it: its streams are reset, its owner is told why. `clean`: the peer said so."""
+        if clean and self.is_released and not self.leaving:
+            why = "retired"
+        if self._leave(why):
             reset(self.sock)
-            self.session.channel_lost(self, why)
+            self.session.channel_lost(self, why, clean=clean)
 
-    def close(self) -> None:
+    def close(self, why: str = "closed") -> None:
         """Say goodbye if that needs no waiting, and close; its streams are reset."""
         if not self.alive:
             return
+        self._closing = True
         self._controls.append(control_message(CLOSE, (1000).to_bytes(2, "big"), masked=self._masks))
         try:
             self.pump()
@@ -355,18 +408,21 @@ class Channel:
                 self.sock.send(self._outgoing.read())
         except OSError:
             pass  # it was only a courtesy
-        if self._leave():
+        if self._leave(why):
             self.sock.close()
-            self.session.channel_lost(self, "closed")
+            self.session.channel_lost(self, why, clean=why == "retired")
 
-    def _leave(self) -> bool:
+    def _leave(self, why: str) -> bool:
         if not self.alive:
             return False
         self.alive = False
+        self.why = why
         if self.fd >= 0:
             self.engine.unregister(self.fd)
         self.engine.pings.discard(self)
         self.engine.pongs.discard(self)
+        self.engine.doubts.discard(self)
+        self.pulse.tell()
         self._small.clear()
         self.fresh.clear()
         self.bulk.clear()

@@ -19,6 +19,7 @@ from tunnel.relay.channel import INBOUND_BYTES, STEP_BYTES, Channel
 from tunnel.relay.deadlines import DeadlineQueue
 from tunnel.relay.listener import Listener
 from tunnel.relay.poller import Entry, Poller, available
+from tunnel.relay.pulse import DOUBT_SECONDS
 from tunnel.relay.session import RelaySession, Route
 from tunnel.relay.stream import Stream
 
@@ -86,6 +87,7 @@ class Engine:
         self.full: set[Listener] = set()  # paused at a bound
         self.pings = self._deadlines(PING_SECONDS, Channel.ping)
         self.pongs = self._deadlines(PONG_SECONDS, Channel.unanswered)
+        self.doubts = self._deadlines(DOUBT_SECONDS, Channel.doubted)
         self.dials = self._deadlines(limits.dial_seconds, _dial_timed_out)
         self.waits = self._deadlines(limits.channel_wait_seconds, _no_channel_came)
         self.half_closed = self._deadlines(limits.half_closed_seconds, self._silent)
@@ -93,7 +95,7 @@ class Engine:
         self.errors = 0  # caught by walls
         self.turns = 0
         self._queues: tuple[DeadlineQueue[Any], ...] = (
-            self.pings, self.pongs, self.dials, self.waits, self.half_closed, self.pauses,
+            self.pings, self.pongs, self.doubts, self.dials, self.waits, self.half_closed, self.pauses,
         )  # fmt: skip
         self._entries: dict[int, Member] = {}
         self._left: set[int] = set()  # numbers unregistered since the last poll, whose events may still be in hand
@@ -276,6 +278,12 @@ class Engine:
         if now - self._last_shortage > 60 or not self._last_shortage:
             self._last_shortage = now
             log.error("accepting visitors pauses: %s", exc)
+
+    def watch(self, channel: Channel, now: float) -> None:
+        """Ask about a channel's silence soon; unlike other deadlines this one may not be a second late."""
+        if not self.doubts:
+            self._alarm.set()
+        self.doubts.add(channel, now)
 
     def close(self) -> None:
         """End everything that is still attached, and the poller."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from tunnel.errors import RemoteProtocolError
-from tunnel.frames import FIRST_WINDOW, MOVE, RST, Abort
+from tunnel.frames import FIRST_WINDOW, RETIRE, RST, Abort
 from tunnel.relay.channel import Channel
 from tunnel.relay.listener import Listener
-from tunnel.relay.strays import settle
+from tunnel.relay.moving import Moving
+from tunnel.relay.strays import is_cut_short, settle
 from tunnel.relay.stream import Stream
 from tunnel.relay.tally import Tally
 from tunnel.tls import Detached
@@ -51,6 +52,8 @@ class RelaySession:
         self.channels: list[Channel] = []
         self.listeners: set[Listener] = set()
         self.max_streams = max_streams
+        self.moving = Moving(self)
+        self.opened_total = 0  # streams that the server has opened; a client's figure
         self._route = route
         self._next_sid = 1
         self._waiting: dict[Stream, tuple[int, int]] = {}  # visitors for whom there is no channel yet
@@ -98,41 +101,50 @@ class RelaySession:
             for stream, (index, version) in waiting.items():
                 self.engine.waits.discard(stream)
                 self._open(stream, index, version)
+        if channel.alive:
+            self.moving.retry()
         self.engine.wake()
         return channel
 
-    def channel_lost(self, channel: Channel, why: str) -> None:
+    def channel_lost(self, channel: Channel, why: str, *, clean: bool) -> None:
         """Reset the streams that used it, either way; the peer is told on another channel, should it not know which."""
         self.channels.remove(channel)
         other = self._pick()
         for stream in list(self.streams.values()):
-            if channel in (stream.channel, stream.source) or (stream.strays and stream.strays.channel is channel):
+            if stream.channel is channel or is_cut_short(stream, channel, clean=clean):
                 stream.cut()
                 if other is not None:
                     other.put(RST | Abort.CHANNEL_LOST, stream.sid)
+            elif stream.source is channel:
+                stream.source = None
+        self.moving.lost(channel, clean=clean)
         self._on_lost.pop(channel)(why)
 
-    # Moving: bulk streams get a channel of their own, so that interactive ones do not wait behind them
+    def retire(self, channel: Channel) -> None:
+        """Stop using this channel without cutting a stream; closed when both sides have left it (`on_lost`: retired).
 
-    def move(self, stream: Stream) -> bool:
-        """Send the rest of a bulk stream on another channel than the interactive (first) one, if there is another."""
-        if len(self.channels) < 2 or stream.channel is not self.channels[0]:
-            return False
-        stream.channel.put(MOVE, stream.sid)  # behind the DATA of this very turn
-        stream.has_moved = True
-        stream.channel = min(self.channels[1:], key=lambda channel: len(channel.bulk))
-        stream.channel.bulk.append(stream)
-        stream.channel.stir()
-        return True
+        For a client. Streams leave it for the other channels; while there is none, it stays in use. Nothing bounds how
+        long a peer may take: who has waited long enough calls `channel.close()`, which resets the streams still there.
+        """
+        assert not self.opens_streams, "only a client retires channels"
+        if channel.alive and not channel.is_retiring:
+            channel.put(RETIRE, 0)
+            self.moving.leave(channel)
+            self.engine.wake()
 
     def _pick(self) -> Channel | None:
-        """The first channel that is not held up: sharing one makes bigger batches than spreading."""
+        """The first good channel that is not held up: sharing one makes bigger batches than spreading."""
         for channel in self.channels:
-            if not channel.is_blocked:
+            if channel.is_proven and not channel.is_suspect and not channel.is_retiring and not channel.is_blocked:
                 return channel
-        return self.channels[0] if self.channels else None
+        return min((channel for channel in self.channels if not channel.is_released), key=_reluctance, default=None)
 
     # Streams
+
+    @property
+    def opens_streams(self) -> bool:
+        """It is the server's."""
+        return self._route is None
 
     @property
     def is_full(self) -> bool:
@@ -163,6 +175,11 @@ class RelaySession:
             channel.lost("it does not read")  # visitors come and go, and it has not even heard of the first
             return
         channel.put_open(stream.sid, index, version)
+        stream.came_nonce = channel.pulse.nonce
+        if not channel.in_doubt:
+            channel.pulse.doubt()
+        if channel.is_retiring:
+            channel.leaving.add(stream)
         stream.ready()
 
     def opened(self, channel: Channel, sid: int, index: int, version: int) -> None:
@@ -173,6 +190,9 @@ class RelaySession:
             raise RemoteProtocolError(f"OPEN of stream {sid}, which is open")
         if channel.waiting_bytes > MAX_SMALL_BYTES:
             raise RemoteProtocolError("it asks and does not read the answers")
+        if channel.is_released:
+            raise RemoteProtocolError("OPEN on a channel that it has left")
+        self.opened_total += 1
         route = self._route(index, version)
         if route is None or self.is_full or self.engine.is_full:
             channel.put(RST | (Abort.UNKNOWN_PROXY if route is None else Abort.OVER_LIMIT), sid)
@@ -181,6 +201,9 @@ class RelaySession:
         self._keep(stream)
         stream.channel = channel
         settle(stream, channel)
+        if channel.is_retiring:
+            channel.leaving.add(stream)
+            self.moving.depart([stream])
         try:
             route.dial(stream)
         except Exception as exc:
@@ -233,3 +256,8 @@ class RelaySession:
         listener.resume()
         self.engine.wake()
         return listener
+
+
+def _reluctance(channel: Channel) -> tuple[bool, bool, bool, bool]:
+    """Smaller is better, for a new stream that finds no good channel."""
+    return channel.is_suspect, channel.is_retiring, channel.is_blocked, not channel.is_proven

@@ -36,7 +36,8 @@ def moved(streams: "dict[int, Stream]", channel: "Channel", sid: int) -> None:
     stream.source = None
     strays, stream.strays = stream.strays, None
     if strays is not None:
-        settle(stream, strays.channel)
+        if strays.channel.alive:
+            settle(stream, strays.channel)
         if strays.data:
             stream.deliver(memoryview(strays.data))
         if strays.fin and stream.alive:
@@ -52,7 +53,7 @@ def stray(streams: "dict[int, Stream]", channel: "Channel", sid: int, data: memo
         settle(stream, channel)
         if data is None:
             stream.fin()
-        else:
+        elif data:
             stream.deliver(data)
         return
     if stream.strays is None:
@@ -66,3 +67,10 @@ def stray(streams: "dict[int, Stream]", channel: "Channel", sid: int, data: memo
     strays.data += data
     if len(strays.data) > stream.allowance:
         raise RemoteProtocolError(f"DATA beyond the credit of stream {sid}")
+
+
+def is_cut_short(stream: "Stream", channel: "Channel", *, clean: bool) -> bool:
+    """Whether bytes of the peer may be missing now that this channel has ended (`clean`: with all that was sent)."""
+    if stream.source is channel:
+        return not (clean and stream.fin_seen)
+    return stream.strays is not None and stream.strays.channel is channel and not (clean and stream.strays.fin)

@@ -63,6 +63,7 @@ class Stream:
         "allowance",
         "bytes_read",
         "bytes_written",
+        "came_nonce",
         "channel",
         "connecting",
         "credit",
@@ -73,10 +74,13 @@ class Stream:
         "fin_seen",
         "grant_at",
         "granted_at",
-        "has_moved",
         "held",
         "held_size",
+        "is_bulk",
+        "is_pinned",
         "lease",
+        "left",
+        "left_nonce",
         "queued",
         "recv_into",
         "send",
@@ -98,7 +102,11 @@ class Stream:
         self.channel: Channel | None = None  # where we send; None while it waits for one
         self.source: Channel | None = None  # where the peer sends; None until its first frame after a MOVE
         self.strays: Strays | None = None  # what came elsewhere before MOVE did
-        self.has_moved = False  # we did
+        self.came_nonce = -1  # of the newest ping on `channel` when we first spoke there; -1: the peer did before
+        self.left: Channel | None = None  # where our last MOVE went, if the peer may not have seen it yet
+        self.left_nonce = 0  # of the newest ping there at that time
+        self.is_bulk = False  # it was given a channel away from the interactive ones
+        self.is_pinned = False  # whether MOVE was seen cannot be known any more: it stays where it is
         self.sock: LocalSocket | None = None  # None while the target is being dialled elsewhere
         self.fd = -1
         self.alive = True
@@ -397,6 +405,9 @@ class Stream:
             self.dialling.cancel(reason="the visitor has gone")
         if self.source is not None:
             self.source.inbound.pop(self.sid, None)
+        if self.channel is not None and self.channel.is_retiring:
+            self.channel.leaving.discard(self)
+            self.channel.stir()
         self.strays = None
         self.tally.leave(self)
         self.session.forget(self)
