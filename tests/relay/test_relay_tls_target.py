@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from relay_rig import POLLERS, arrived_bytes, contexts, open_rig, read_exactly, read_to_end, saw_reset, until
 
 from tunnel.addresses import Target
@@ -271,12 +272,15 @@ async def test_what_a_target_sends_after_its_end_costs_no_other_stream(poller):
         for _ in range(3):
             await trio.sleep(0.02)
             stream.socket.send(b"\x17\x03\x03\x00\x10" + bytes(16))
+        spoken.set()
         heard.append(await read_to_end(stream))
 
     heard = []
+    spoken = trio.Event()
     async with open_visit(poller, target) as (rig, visitor):
         assert await read_to_end(visitor) == b""
-        await trio.sleep(0.1)
+        await spoken.wait()  # all of it: what it sends to a closed socket would be answered with a reset
+        await trio.testing.wait_all_tasks_blocked(0.01)
         assert rig.lost == [([], [])]
         await visitor.send_all(b"still heard")
         await visitor.send_eof()
