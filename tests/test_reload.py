@@ -1,7 +1,6 @@
-"""SIGHUP: all of a configuration or nothing of it, and a line for each thing that changed or was wrong."""
+"""A reload: all of a configuration or nothing of it, and a line for each thing that changed or was wrong."""
 
 import logging
-import signal
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -216,16 +215,6 @@ async def test_a_request_from_before_the_start_is_served_after_it(process: Proce
     reloader = Reloader(lambda: evolve(CLIENT, proxies=(WEB,)), drain=process.drain)
     reloader.request()
     nursery.start_soon(reloader.run, CLIENT, process.apply)
-    await until_said(process, 2)
-    assert [actions for _, actions in process.applied] == [[DropProxy("ssh")]]
-    nursery.cancel_scope.cancel()
-
-
-async def test_sighup_is_a_request_and_ends_no_process(process: Process, nursery: trio.Nursery) -> None:
-    reloader = Reloader(lambda: evolve(CLIENT, proxies=(WEB,)), drain=process.drain)
-    await nursery.start(reloader.watch)
-    nursery.start_soon(reloader.run, CLIENT, process.apply)
-    signal.raise_signal(signal.SIGHUP)
     await until_said(process, 2)
     assert [actions for _, actions in process.applied] == [[DropProxy("ssh")]]
     nursery.cancel_scope.cancel()

@@ -77,8 +77,7 @@ async def _serve(
     stopping = Stopping()
     reloader = Reloader(reload, drain=stopping.drain)
     async with unwrapped(), trio.open_nursery() as root:
-        await root.start(stopping.watch)
-        await root.start(reloader.watch, name="reload requests")
+        await root.start(stopping.watch, reloader.request)
         await root.start(profile.watch, name="dumps")
         with stopping.scope:
             async with trio.open_nursery() as nursery:
@@ -131,8 +130,7 @@ async def _connect(
         _show_proxies(view, client)
 
     async with unwrapped(), trio.open_nursery() as root:
-        await root.start(stopping.watch)
-        await root.start(reloader.watch, name="reload requests")
+        await root.start(stopping.watch, reloader.request)
         await root.start(profile.watch, name="dumps")
         with stopping.scope:
             async with trio.open_nursery() as nursery:

@@ -1,5 +1,6 @@
 """`trio-tunnel demo`: a server, a sample web service and a client in one process, over real TLS on loopback."""
 
+import logging
 import socket
 import sys
 import tempfile
@@ -27,6 +28,8 @@ CHECK_SECONDS = 9.5  # for `demo --check`, all in all
 HELD_SECONDS = 20.0  # the port of the second proxy is freed after so long, to show how it recovers
 LOOPBACK = "127.0.0.1"
 PAGE = b"<!doctype html><title>trio-tunnel</title><h1>It works</h1><p>This page came through the tunnel.</p>\n"
+
+log = logging.getLogger(__name__)
 
 
 def run_demo(*, check: bool, verbose: int) -> int:
@@ -92,7 +95,7 @@ def _show_demo(folder: Path, busy: socket.socket, verbose: int) -> int:
 async def _demo(folder: Path, busy: socket.socket, view: View, clients: list[Client]) -> int:
     stopping = Stopping()
     async with unwrapped(), trio.open_nursery() as root:
-        await root.start(stopping.watch)
+        await root.start(stopping.watch, _no_reload)
         async with _tunnel(folder, busy) as (client, _):
             clients.append(client)
             with trio.move_on_after(5):
@@ -107,6 +110,10 @@ async def _demo(folder: Path, busy: socket.socket, view: View, clients: list[Cli
             await stopping.drain.wait()
         root.cancel_scope.cancel(reason="the demo is over")
     return 0
+
+
+def _no_reload() -> None:
+    log.warning("the demo has no configuration to read again")
 
 
 # demo --check

@@ -1,12 +1,11 @@
-"""SIGHUP: the configuration is read again, and what changed is carried out, all or nothing. Used by `commands`.
+"""The configuration is read again, and what changed is carried out, all or nothing. Used by `commands`; SIGHUP asks
+for it (see `stopping`).
 
 A file that cannot be used, or is half written, changes nothing: each mistake is logged, and the process goes on with
 what it has.
 """
 
 import logging
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -32,16 +31,6 @@ class Reloader(Generic[C]):
         self._load: Callable[[], C] | None = load
         self._drain = drain
         self._requested = trio.Event()
-
-    async def watch(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Take SIGHUP for a request, until cancelled. It ends no process from the start of this on."""
-        if sys.platform == "win32":  # has no such signal
-            task_status.started()
-            return
-        with trio.open_signal_receiver(signal.SIGHUP) as signals:
-            task_status.started()
-            async for _ in signals:
-                self.request()
 
     def request(self) -> None:
         """Read it again soon. Of several requests before that, the files are read once."""
