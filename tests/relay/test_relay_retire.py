@@ -22,7 +22,7 @@ from test_relay_bytes import both_ways, receive_hashed, send_hashed
 from test_relay_law import Reader, frame, message, open_frame
 
 import tunnel.relay.batch as batch_module
-from tunnel.frames import CLOSE, MOVE, PONG, RETIRE, control_message
+from tunnel.frames import CLOSE, DATA, FIN, MOVE, PONG, RETIRE, control_message
 
 pytestmark = pytest.mark.parametrize("poller", POLLERS)
 MIB = 1024 * 1024
@@ -253,6 +253,24 @@ async def test_the_client_closes_only_when_its_last_move_there_is_known_to_be_se
         await answer(one, reader, masked=False)
         await until(lambda: lost == ["retired"], 1)
         assert list(rig.client.streams) == [1]
+        one.close()
+        two.close()
+
+
+async def test_a_stream_whose_end_waits_for_its_move_survives_the_channel_that_brought_it(poller):
+    """Its FIN overtook its MOVE: all of it is here when the channel it came on is retired and closed."""
+    async with open_rig(poller, channels=0) as rig:
+        one, lost_one = await rig.add_raw_channel()
+        async with await rig.visit() as visitor:
+            await until(lambda: 1 in rig.server.streams)
+            two, lost_two = await rig.add_raw_channel()
+            await two.send_all(message(frame(DATA | 4, 1, b"last"), frame(FIN, 1), frame(RETIRE, 0), masked=True))
+            await Reader(two, masked=False).until(lambda seen: ("retire",) in seen)
+            await two.send_all(control_message(CLOSE, b"", masked=True))
+            await until(lambda: lost_two == ["retired"], 1)
+            await one.send_all(message(frame(DATA | 6, 1, b"first "), frame(MOVE, 1), masked=True))
+            assert await read_to_end(visitor) == b"first last"
+            assert lost_one == []
         one.close()
         two.close()
 
