@@ -1,4 +1,4 @@
-"""TCP proxies before one server, the last of which can be frozen: `python -m tests.bench.freezer TO_PORT PORT…`.
+"""A TCP proxy that can be frozen: `python -m tests.bench.freezer PORT TO_PORT`, on loopback.
 
 Frozen by SIGUSR1, it forwards nothing more and accepts nobody, but keeps every socket open: the kernel still takes
 connections and bytes for it, so nothing but silence tells that it is dead.
@@ -6,7 +6,6 @@ connections and bytes for it, so nothing but silence tells that it is dead.
 
 import signal
 import sys
-from collections.abc import Sequence
 
 import trio
 
@@ -49,18 +48,17 @@ async def serve(listener: trio.SocketListener, to_port: int, scope: trio.CancelS
     await trio.sleep_forever()
 
 
-async def run(to_port: int, ports: Sequence[int]) -> None:
-    scopes = [trio.CancelScope() for _ in ports]
+async def run(port: int, to_port: int) -> None:
+    scope = trio.CancelScope()
     async with trio.open_nursery() as nursery:
-        for port, scope in zip(ports, scopes, strict=True):
-            (listener,) = await trio.open_tcp_listeners(port, host="127.0.0.1")
-            nursery.start_soon(serve, listener, to_port, scope)
+        (listener,) = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        nursery.start_soon(serve, listener, to_port, scope)
         with trio.open_signal_receiver(signal.SIGUSR1) as signals:
             print("ready", flush=True)
             async for _ in signals:
-                scopes[-1].cancel()
+                scope.cancel()
                 print("frozen", flush=True)
 
 
 if __name__ == "__main__":
-    trio.run(run, int(sys.argv[1]), [int(port) for port in sys.argv[2:]])
+    trio.run(run, *map(int, sys.argv[1:]))

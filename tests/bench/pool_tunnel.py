@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -20,13 +19,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
+from urllib.request import urlopen
 
 from attrs import frozen
 
 from .certificate import NAME, make_certificate
 from .link import Lab, LinkSpec
 from .machine import busy_percent, describe_machine, describe_versions
-from .processes import Failed, Place, Process, free_port, run
+from .processes import Failed, Place, Process, free_port
+from .processes import run as run_to_end
 from .rounds import say
 from .visitors import percentile
 
@@ -39,6 +40,8 @@ AFTER_KILL_SECONDS = 12.0
 RATE = 200
 TALKERS = 30
 GRACE_SECONDS = 60.0
+SETTLE_SECONDS = 1.0  # every address has its channel by then
+WAITING_MS = 250  # longer than anybody is served late for any other reason
 
 
 @frozen
@@ -66,14 +69,14 @@ class Tunnel:
         self._start_target()
         self._start_server()
 
-    def _run(self, name: str, argv: Sequence[str], place: Place, env: dict[str, str] | None = None) -> Process:
+    def run(self, name: str, argv: Sequence[str], place: Place, env: dict[str, str] | None = None) -> Process:
         process = Process(name, [sys.executable, "-m", *argv], place=place, folder=self.scene.folder, env=env)
         self._stack.callback(process.stop)
         return process
 
     def _start_target(self) -> None:
         argv = ["tests.bench.pool_service", "--port", str(self._target_port), "--only", self._target_address]
-        service = self._run("target", [*argv, "--certificate", str(self._certificate.both)], self.scene.target)
+        service = self.run("target", [*argv, "--certificate", str(self._certificate.both)], self.scene.target)
         service.wait_said("ready")
 
     @property
@@ -83,7 +86,7 @@ class Tunnel:
     def _start_server(self) -> None:
         listen = f"{self.scene.public.address}:{self.control_port}"
         options = ["--listen", listen, "--admin", "off", "--state-dir", str(self.scene.folder / "state")]
-        server = self._run("server", ["tunnel", "serve", *options], self.scene.public)
+        server = self.run("server", ["tunnel", "serve", *options], self.scene.public)
         server.wait_said(r"(?m)^listening on \S+$")
         self._token = server.wait_said(r"TRIO_TUNNEL_TOKEN=(\S+)").group(1)
         self._pin = server.wait_said(r"--pin (\S+)").group(1)
@@ -103,7 +106,7 @@ class Tunnel:
         argv = ["tunnel", "connect", "-c", str(config), "--json", "--admin", f"127.0.0.1:{self.admin_port}"]
         argv += ["--state-dir", str(self.scene.folder / f"client-{self._clients}")]
         env = {"TRIO_TUNNEL_TOKEN": self._token, "SSL_CERT_FILE": str(self._certificate.cert)}
-        client = self._run(f"client-{self._clients}", argv, self.scene.client, env)
+        client = self.run(f"client-{self._clients}", argv, self.scene.client, env)
         try:
             if wait:
                 client.wait_said(r'(?m)^.*"status": ?"healthy"')
@@ -111,9 +114,15 @@ class Tunnel:
         finally:
             client.stop()
 
+    def users_by_port(self) -> dict[int, int]:
+        """How many visitors are inside by each address of the server, as the client's /stats tell; on loopback only."""
+        with urlopen(f"http://127.0.0.1:{self.admin_port}/stats", timeout=5) as answer:
+            channels = json.load(answer)["connection_pool"]["data_channels"]
+        return {int(where.rpartition(":")[2]): one["users"] for where, one in channels["addresses"].items()}
+
     def visitors(self, what: str, *numbers: float, seconds: float = 0.0) -> Any:
         argv = [sys.executable, "-m", "tests.bench.visitors", what, "127.0.0.1", str(self.port), *map(str, numbers)]
-        return json.loads(run(argv, place=self.scene.public, seconds=seconds + GRACE_SECONDS))
+        return json.loads(run_to_end(argv, place=self.scene.public, seconds=seconds + GRACE_SECONDS))
 
 
 def first_byte(rtt: float, where: str) -> dict[str, float]:
@@ -140,59 +149,55 @@ def first_byte(rtt: float, where: str) -> dict[str, float]:
 
 
 def kill() -> dict[str, Any]:
-    """One of three addresses of the server falls silent; what its visitors, the others' and new ones see of it."""
+    """The busiest of three addresses of the server falls silent: what visitors see of it, new ones and those inside."""
     with ExitStack() as stack:
         here = Place()
         tunnel = Tunnel(Scene(new_folder(stack), here, here, here), stack)
-        ports = [free_port() for _ in range(3)]
-        freezer = tunnel._run("freezer", ["tests.bench.freezer", str(tunnel.control_port), *map(str, ports)], here)
-        freezer.wait_said("ready")
-        with tunnel.connected(hot=HOT, ports=ports):
-            time.sleep(1.0)  # all three addresses have their channels
+        freezers: dict[int, Process] = {}
+        for port in [free_port() for _ in range(3)]:
+            argv = ["tests.bench.freezer", str(port), str(tunnel.control_port)]
+            freezers[port] = tunnel.run(f"freezer-{port}", argv, here)
+            freezers[port].wait_said("ready")
+        with tunnel.connected(hot=HOT, ports=list(freezers)):
+            time.sleep(SETTLE_SECONDS)
             seconds = KILL_AFTER_SECONDS + AFTER_KILL_SECONDS
-            argv = [
-                "tests.bench.visitors",
-                "steady",
-                "127.0.0.1",
-                str(tunnel.port),
-                str(RATE),
-                str(seconds),
-                str(TALKERS),
-            ]
-            load = tunnel._run("load", argv, here)
+            numbers = [str(tunnel.port), str(RATE), str(seconds), str(TALKERS)]
+            load = tunnel.run("load", ["tests.bench.visitors", "steady", "127.0.0.1", *numbers], here)
             time.sleep(KILL_AFTER_SECONDS)
+            users = tunnel.users_by_port()
+            dead = max(freezers, key=lambda port: users.get(port, 0))
             killed_at = time.monotonic()
-            os.kill(freezer.pid, signal.SIGUSR1)
-            freezer.wait_said("frozen")
-            load.wait(lambda: "}" in load.said(), "ends", seconds + GRACE_SECONDS)
-            return sum_up(json.loads(load.said()), killed_at)
+            os.kill(freezers[dead].pid, signal.SIGUSR1)
+            freezers[dead].wait_said("frozen")
+            load.wait(lambda: load.said().endswith("}\n"), "ends", seconds + GRACE_SECONDS)
+            return {"users": sorted(users.values(), reverse=True), **sum_up(json.loads(load.said()), killed_at)}
+
+
+Visit = tuple[float, float | None]  # seconds after the kill, milliseconds to the first byte
 
 
 def sum_up(found: dict[str, Any], killed_at: float) -> dict[str, Any]:
-    """Relative to the moment of the kill. Visitors that waited longer than before the kill anybody did are waiting."""
-    visits = [(at - killed_at, ms) for at, ms in found["visits"]]
-    before = [ms for at, ms in visits if at < -0.5 and ms is not None]
-    usual = max(before)
+    visits: list[Visit] = [(at - killed_at, ms) for at, ms in found["visits"]]
+    talks: list[list[Visit]] = [[(at - killed_at, ms) for at, ms in talk] for talk in found["talks"]]
+    before = [ms for at, ms in visits if at < -1 and ms is not None]
     new = [(at, ms) for at, ms in visits if at >= 0]
-    waited = [at for at, ms in new if ms is None or ms > usual]
-    talks = [[(at - killed_at, ms) for at, ms in talk] for talk in found["talks"]]
-    cut = [talk for talk in talks if talk[-1][1] is None]
-    kept_waits = [ms for talk in talks if talk[-1][1] is not None for at, ms in talk if at >= 0 and ms is not None]
+    waiting = [at for at, ms in new if ms is None or ms > WAITING_MS]
+    kept = [talk for talk in talks if talk[-1][1] is not None]
+    kept_answers = [ms for talk in kept for at, ms in talk if at >= 0 and ms is not None]
     return {
         "visitors": len(visits),
-        "before_p50_ms": statistics.median(before),
-        "before_slowest_ms": usual,
+        "before_p50_ms": percentile(before, 50),
+        "before_p99_ms": percentile(before, 99),
         "failed_under_way": sum(at < 0 and ms is None for at, ms in visits),
         "failed_new_first_second": sum(at < 1 and ms is None for at, ms in new),
         "failed_new_later": sum(at >= 1 and ms is None for at, ms in new),
-        "new_that_waited": len(waited),
-        "no_new_one_waits_after_s": max(waited, default=0.0),
-        "new_longest_ms": max((ms for _, ms in new if ms is not None), default=None),
-        "new_longest_after_1s_ms": max((ms for at, ms in new if at >= 1 and ms is not None), default=None),
+        "waited": len(waiting),
+        "nobody_waits_after_s": max(waiting, default=0.0),
+        "longest_ms": max((ms for _, ms in new if ms is not None), default=None),
+        "longest_after_1s_ms": max((ms for at, ms in new if at >= 1 and ms is not None), default=None),
         "talkers": len(talks),
-        "talkers_cut": len(cut),
-        "talkers_cut_after_s": [round(talk[-1][0], 2) for talk in cut],
-        "talkers_kept_longest_ms": max(kept_waits, default=None),
+        "talkers_cut": len(talks) - len(kept),
+        "talkers_kept_longest_ms": max(kept_answers, default=None),
     }
 
 
@@ -221,21 +226,22 @@ def kill_rows(found: Mapping[str, Any]) -> list[str]:
         return "–" if value is None else f"{value:,.1f}"
 
     rows = {
-        f"new visitors, {RATE} a second": f"{found['visitors']:,}",
-        "before the kill: p50 / slowest ms": f"{found['before_p50_ms']:.1f} / {found['before_slowest_ms']:.1f}",
-        "failed: under way at the kill": str(found["failed_under_way"]),
-        "failed: came in the first second after it / later": (
+        f"new visitors, {RATE} a second: p50 / p99 ms before": (
+            f"{found['before_p50_ms']:.1f} / {found['before_p99_ms']:.1f}"
+        ),
+        "visitors inside, by address; the first falls silent": " / ".join(map(str, found["users"])),
+        "failed: under way at that moment": str(found["failed_under_way"]),
+        "failed: came within a second after it / later": (
             f"{found['failed_new_first_second']} / {found['failed_new_later']}"
         ),
-        "came after it and waited longer than any before": str(found["new_that_waited"]),
-        "no new visitor waits any more after, s": f"{found['no_new_one_waits_after_s']:.2f}",
-        "longest wait of those that came after it: in all / after the first second, ms": (
-            f"{shown(found['new_longest_ms'])} / {shown(found['new_longest_after_1s_ms'])}"
+        f"came after it and waited over {WAITING_MS} ms": str(found["waited"]),
+        "from when on nobody waits, s": f"{found['nobody_waits_after_s']:.2f}",
+        "longest wait of those served that came after it / over a second after it, ms": (
+            f"{shown(found['longest_ms'])} / {shown(found['longest_after_1s_ms'])}"
         ),
-        "visitors that stay: on the dead address, cut / on the others": (
-            f"{found['talkers_cut']} / {found['talkers'] - found['talkers_cut']}"
+        f"visitors that stay, {found['talkers']}: cut / longest answer to the others, ms": (
+            f"{found['talkers_cut']} / {shown(found['talkers_kept_longest_ms'])}"
         ),
-        "longest answer to those on the others, ms": shown(found["talkers_kept_longest_ms"]),
     }
     return [
         "| one of three server addresses falls silent | |",
