@@ -20,14 +20,11 @@ class Choice(Generic[A, V]):
     # Of what is ready
 
     def order(self) -> Iterable[Site[A, V]]:
-        """Where to look for a member that is ready: what is in quarantine comes last.
-
-        A backup counts only while each of the others is in quarantine or full.
-        """
+        """Where to look for a member that is ready: backups while no other is well, what is in quarantine last."""
         sites = list(self._roster.usable())
         if len(sites) < 2:
             return sites
-        if any(site.backup for site in sites) and any(not site.backup and self.may_open(site) for site in sites):
+        if any(site.may_prepare and not site.backup for site in sites):
             sites = [site for site in sites if not site.backup]
         return self._by_key(sites)
 
@@ -77,16 +74,20 @@ class Choice(Generic[A, V]):
         return [site for site in self._untried(waiter) if not site.is_quarantined]
 
     def where_to_open(self, waiter: Waiter[A, V]) -> Site[A, V] | None:
-        """For one who does not care for the address; None if every limit is reached. Those in trouble come last."""
+        """For one who does not care for the address; None if those that are best are full.
+
+        Backups come after the others, and what is in quarantine after all.
+        """
         sites = self.healthy(waiter) or self._untried(waiter)
-        return min(filter(self.may_open, sites), key=self._opening_key, default=None)
+        best = [site for site in sites if not site.backup] or sites
+        return min(filter(self.may_open, best), key=self._opening_key, default=None)
 
     def _untried(self, waiter: Waiter[A, V]) -> list[Site[A, V]]:
         """All of them, should it have tried all."""
         sites = list(self._roster.usable())
         return [site for site in sites if site.address not in waiter.tried] or sites
 
-    def _opening_key(self, site: Site[A, V]) -> tuple[bool, float, float]:
+    def _opening_key(self, site: Site[A, V]) -> tuple[float, float]:
         """What is being opened will be used, too: a burst must not go to one address alone."""
         load = 0.0 if self._by_turn else (self.load(site) + site.opening) / site.weight
-        return site.backup, load, site.turn + site.opening / site.weight
+        return load, site.turn + site.opening / site.weight

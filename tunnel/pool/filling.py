@@ -60,7 +60,7 @@ class Filling(Generic[A, V]):
         hopeless: set[frozenset[A]] = set()
         others = self._others(hopeless)
         other = next(others, None)
-        while self._can_make_room():
+        while roster.can_make_room:
             site = next(iter(roster.hungry), None)
             waiter = None if site is None else site.unserved.first()
             if other is not None and (waiter is None or other.number < waiter.number):
@@ -84,11 +84,8 @@ class Filling(Generic[A, V]):
             if frozenset(waiter.tried) not in hopeless:
                 yield waiter
 
-    def _can_make_room(self) -> bool:
-        return self._roster.has_room or any(member.load == 0 for member in self._roster.idle)
-
     def _open_for(self, waiter: Waiter[A, V], site: Site[A, V], now: float) -> None:
-        if not self._roster.has_room:
+        while not self._roster.has_room:
             self._roster.evict()
         self._roster.begin(site, waiter, now)
         self._line.serve(waiter)

@@ -62,12 +62,12 @@ class Line(Generic[A, V]):
 
     def first(self, site: Site[A, V]) -> Waiter[A, V] | None:
         """Whose turn it is for a member there."""
-        return _older(site.waiters.first(), self.anyone.first() if site.is_usable else None)
+        return _older(site.waiters.first(), self.anyone.first() if self._roster.is_for_all(site) else None)
 
     def heir(self, member: Member[A, V]) -> Waiter[A, V] | None:
         """Who may have what is being opened for nobody: a prober is only for those who want that address."""
         site, other = member.site, None
-        if site.may_prepare:
+        if site.may_prepare and self._roster.is_for_all(site):
             other = next((waiter for waiter in self.unserved if site.address not in waiter.tried), None)
         return _older(site.unserved.first(), other)
 

@@ -36,7 +36,7 @@ class Places(Generic[A, V]):
                 site.turn = turn
             site.is_listed, site.is_left, site.weight, site.backup = True, False, place.weight, place.backup
             roster.touch(site)
-        self._offer_room(now)
+        self.offer_room(now)
 
     def mark(self, address: A, down: str | None, now: float) -> None:
         site = self._roster.sites.get(address)
@@ -48,7 +48,7 @@ class Places(Generic[A, V]):
         elif site.is_quarantined and not site.opening:
             self._quarantine.heal(site)
         self._roster.touch(site)
-        self._offer_room(now)
+        self.offer_room(now)
 
     def _vacate(self, site: Site[A, V]) -> None:
         """Nothing there is for new users, save those who ask for this very address."""
@@ -60,6 +60,7 @@ class Places(Generic[A, V]):
                 self._roster.doom(member, "removed")
         self._roster.touch(site)
 
-    def _offer_room(self, now: float) -> None:
-        """What was of use to those who name its address may be so to everybody now."""
-        self._lending.offer_room(list(self._roster.usable()), now)
+    def offer_room(self, now: float) -> None:
+        """What was not for those who do not care for the address may be so now."""
+        if self._line.anyone:
+            self._lending.offer_room(list(self._roster.usable()), now)

@@ -2,7 +2,7 @@
 
 import heapq
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from math import inf
 from typing import Generic
@@ -74,6 +74,12 @@ class Roster(Generic[A, V]):
         """Where somebody who does not care may be sent."""
         return (site for site in self.sites.values() if site.is_usable)
 
+    def is_for_all(self, site: Site[A, V]) -> bool:
+        """Whether somebody who does not care may be sent there now: to a backup only while no other is well."""
+        if not site.is_usable or not site.backup:
+            return site.is_usable
+        return not any(other.may_prepare and not other.backup for other in self.sites.values())
+
     def touch(self, site: Site[A, V]) -> None:
         """It may lack members now, have room for one more, or not be needed any more."""
         self.dirty[site] = None
@@ -95,16 +101,18 @@ class Roster(Generic[A, V]):
     def has_room_at(self, site: Site[A, V]) -> bool:
         return len(site.members) - site.ageing < self.config.max_per_address
 
+    @property
+    def can_make_room(self) -> bool:
+        """Whether there is room, or would be if what is idle were closed."""
+        return self.has_room or self.total - len(self.ageing) - sum(1 for _ in _evictable(self.idle)) < self.config.max
+
     def evict(self, site: Site[A, V] | None = None) -> bool:
-        """Close what was idle longest, there or anywhere."""
-        idle = min(
-            (member for member in (self if site is None else site).idle if member.load == 0),
-            key=lambda member: member.used_at,
-            default=None,
-        )
-        if idle is None:
+        """Close what was idle longest, there or anywhere. False if there is nothing."""
+        idle = _evictable(self.idle if site is None else site.idle)
+        longest = min(idle, key=lambda member: member.used_at, default=None)
+        if longest is None:
             return False
-        self.drop(idle, "evicted")
+        self.drop(longest, "evicted")
         return True
 
     # Opening
@@ -241,3 +249,8 @@ class Roster(Generic[A, V]):
     @property
     def next_timer(self) -> float:
         return self._timers[0][0] if self._timers else inf
+
+
+def _evictable(idle: Iterable[Member[A, V]]) -> Iterator[Member[A, V]]:
+    """Not one that is being replaced: its place is its successor's."""
+    return (member for member in idle if member.load == 0 and not member.is_ageing)

@@ -53,7 +53,7 @@ class Rules(Generic[A, V]):
         self.roster: Roster[A, V] = Roster(config, rand)
         self.figures = self.roster.figures
         self._line: Line[A, V] = Line(self.roster)
-        self._choice: Choice[A, V] = Choice(self.roster, capacity=capacity)
+        self._choice: Choice[A, V] = Choice(self.roster, capacity=capacity if reusable else 1)
         self._lending = Lending(
             self.roster, self._choice, self._line, reusable=reusable, now=now, released=released
         )  # fmt: skip
@@ -169,6 +169,7 @@ class Rules(Generic[A, V]):
         self.roster.opening_ended(member)
         self._quarantine.admit(member, fault, now)
         self._tell(sponsor, fault, member.site)
+        self._places.offer_room(now)
 
     def _tell(self, sponsor: Waiter[A, V] | None, fault: Fault, site: Site[A, V]) -> None:
         """Who waits for that address, or has no better one, need not each try for itself."""
@@ -197,6 +198,7 @@ class Rules(Generic[A, V]):
         if now - member.opened_at < STEADY_SECONDS:
             self.figures.retired["lost"] += 1
             self._quarantine.admit(member, fault, now)
+            self._places.offer_room(now)
         else:
             self.roster.drop(member, "lost")
 
