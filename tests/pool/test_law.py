@@ -3,6 +3,7 @@
 from math import inf
 from typing import Any
 
+import pytest
 from attrs import evolve
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -233,10 +234,7 @@ class Law(RuleBasedStateMachine):
         self.settled = True
 
     def check_openings(self) -> None:
-        opened = [
-            action.member for action in self.roster.todo if hasattr(action, "member") and action.member.is_opening
-        ]
-        for member in opened:
+        for member in [action.member for action in self.roster.todo if isinstance(action, Open)]:
             site, config = member.site, self.rules.config
             aged = sum(other.is_ageing for each in self.roster.sites.values() for other in each.members.values())
             assert self.roster.total - aged <= config.max
@@ -361,7 +359,7 @@ class Closing(Law):
             assert value.closes == (id(value) not in self.for_good)
 
 
-TestLaw = Law.TestCase
-TestClosing = Closing.TestCase
+TestLaw = pytest.mark.slow(Law.TestCase)
+TestClosing = pytest.mark.slow(Closing.TestCase)
 TestLaw.settings = settings(max_examples=60, stateful_step_count=50)
 TestClosing.settings = settings(max_examples=15, stateful_step_count=50)

@@ -206,6 +206,8 @@ class Rules(Generic[A, V]):
 
     def decide(self, now: float) -> float:
         """Bring the pool nearer to what it should be; returns when to ask again, should nothing happen before."""
+        if self.is_closed:
+            return inf
         self.roster.run_timers(now)
         self._lending.count_overdue(now)
         if self.capacity > 1 and self.waiting:  # users without a lease come and go unseen
