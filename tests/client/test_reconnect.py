@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tunnel.addresses import HostPort, Target
 from tunnel.backoff import RECONNECT
 from tunnel.client import app as app_module
 from tunnel.client.app import Client
+from tunnel.client.resolver import ServerAddress
 from tunnel.config import ClientConfig, Limits, ProxyConfig
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Status, Welcome
@@ -36,6 +37,17 @@ Outcome = TunnelError | Goodbye
 Step = tuple[float, float, Outcome]  # seconds until the server is reached, of the session, and how it ends
 
 
+ADDRESS = ServerAddress("10.0.0.1", 8443, CONFIG.servers[0])
+
+
+@frozen
+class Reached:
+    """In place of a connection: what becomes of it."""
+
+    step: Step
+    address: ServerAddress = ADDRESS
+
+
 class World:
     """A server that goes by a script; `tries` are the times at which the client set out to reach it."""
 
@@ -46,14 +58,14 @@ class World:
         self.instances: set[str] = set()
         self.once: set[bool] = set()
 
-    async def reach(self, dial: Callable[[], Awaitable[Any]], *, failed: Any, once: bool = False) -> Step:
+    async def reach(self, dial: Callable[[], Awaitable[Any]], *, failed: Any, once: bool = False) -> Reached:
         self.tries.append(trio.current_time())
         self.once.add(once)
         step = next(self.steps)
         await trio.sleep(step[0])
         if step[1] == 0 and isinstance(step[2], PeerLost):
             raise step[2]
-        return step
+        return Reached(step)
 
     def session(self, config: ClientConfig, *, connected: Any, heard: Any, **_: Any) -> "Session":
         return Session(self, connected, heard)
@@ -63,7 +75,8 @@ class Session:
     def __init__(self, world: World, connected: Any, heard: Any) -> None:
         self._world, self._connected, self._heard = world, connected, heard
 
-    async def run(self, step: Step, identity: Any) -> Goodbye:
+    async def run(self, reached: Reached, identity: Any) -> Goodbye:
+        step = reached.step
         self._world.epochs.append(identity.epoch)
         self._world.instances.add(identity.instance)
         if step[1]:
@@ -204,6 +217,22 @@ async def test_every_session_has_a_higher_epoch_of_one_instance(
     assert world.epochs == list(range(1, len(world.epochs) + 1))
     assert len(world.epochs) > 5
     assert [len(instance) for instance in world.instances] == [32]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_avoided"),
+    [(BROKE, True), (RemoteProtocolError("nonsense"), True), (HELD, False), (DRAINING, False)],
+    ids=str,
+)
+async def test_an_address_at_which_a_session_broke_is_not_the_first_to_be_dialled_again(
+    outcome: Outcome, is_avoided: bool, client: Client, play: Callable[..., World], autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    avoided: list[ServerAddress] = []
+    monkeypatch.setattr(client._turns, "avoid", avoided.append)
+    play((0, 10, outcome))
+    await run_for(client, 10.5)
+    assert avoided == [ADDRESS] * is_avoided
 
 
 # Once
