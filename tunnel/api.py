@@ -6,7 +6,6 @@ The command line is written on these two.
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import trio
 
@@ -89,8 +88,7 @@ async def _start_admin(
     for listener in listeners:
         log.info("admin address: http://%s:%d", *listener.socket.getsockname()[:2])
     snapshot: Callable[[], Snapshot] = source.snapshot
-    extra: Callable[[], dict[str, Any]] = dict
-    site = AdminSource(snapshot, source.is_ready, source.retry, token, extra, where.host)
+    site = AdminSource(snapshot, source.is_ready, source.retry, token, source.stats, where.host)
     await side.start(lambda task_status: serve_admin(listeners, source=site, task_status=task_status))
 
 

@@ -64,7 +64,10 @@ DATA_CHANNELS = PoolConfig(
     min=2, min_per_address=1, max=16, max_per_address=8, fill_rate=10.0, fill_concurrency=4, idle_limit=300.0
 )
 # Nothing is dialled ahead unless `hot` says so. Services close idle connections at 60 s and more (nginx 75, Apache 5).
-HOT_TARGETS = PoolConfig(max_age=300.0, idle_limit=50.0, probe_interval=5.0)
+# A visitor whose target refuses is closed in under 100 ms, so a retry comes at once or not at all.
+HOT_TARGETS = PoolConfig(
+    max=256, max_per_address=256, max_age=50.0, idle_limit=20.0, probe_interval=5.0, retry=LinearPolicy(0.02, 2)
+)
 
 
 @frozen

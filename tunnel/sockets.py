@@ -145,19 +145,19 @@ def channel_options(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, UNSENT_BYTES)
 
 
-async def dial_tcp(where: HostPort) -> socket.socket:
+async def dial_tcp(where: HostPort, *, name: str = "") -> socket.socket:
     """A connected, non-blocking socket; names are resolved and raced by Trio (RFC 8305).
 
-    Raises `PeerLost` with the cause in words. The caller holds the deadline; if cancelled, nothing is left open.
+    Raises `PeerLost` with the cause in words, which call it `name`. The caller holds the deadline; if cancelled, nothing is left open.
     """
     try:
         stream = await trio.open_tcp_stream(where.host, where.port)
     except OSError as exc:
         told = _first_cause(exc)
         number = None if isinstance(told, socket.gaierror) else told.errno  # the resolver's numbers are not errnos
-        raise PeerLost(f"cannot reach {where}: {_plain(told)}", errno=number) from exc
+        raise PeerLost(f"cannot reach {name or where}: {_plain(told)}", errno=number) from exc
     except UnicodeError as exc:  # an empty or an endless label
-        raise PeerLost(f"cannot reach {where}: no name can be spelled like that") from exc
+        raise PeerLost(f"cannot reach {name or where}: no name can be spelled like that") from exc
     raw = stream.socket
     trio.lowlevel.notify_closing(raw)
     sock = socket.socket(fileno=raw.detach())

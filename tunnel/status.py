@@ -15,6 +15,7 @@ from attrs import fields
 from tunnel.addresses import HostPort
 from tunnel.columns import GAP, STYLES, Column, append_line, lay_out
 from tunnel.errors import PeerLost, Refused, TunnelError
+from tunnel.pool_words import pool_lines
 from tunnel.snapshot import ProxyView
 from tunnel.wording import age, clean, explain, human_bytes, plain_line, public_address
 
@@ -151,10 +152,12 @@ NOTHING = "no proxies; a client adds one with `trio-tunnel connect SERVER -p NAM
 def render_plain(stats: dict[str, Any]) -> str:
     """Aligned columns without colour, a line per proxy with its explanation at the end; for pipes and files."""
     pairs = proxies_of(stats)
-    if not pairs:
-        return NOTHING
-    why = Column("EXPLANATION", [explain(view, refused=view.refused) for _, view in pairs])
-    return "\n".join(GAP.join(cell for _, cell in line).rstrip() for line in lay_out([*_columns(pairs), why], None))
+    lines = [NOTHING]
+    if pairs:
+        why = Column("EXPLANATION", [explain(view, refused=view.refused) for _, view in pairs])
+        lines = [GAP.join(cell for _, cell in line).rstrip() for line in lay_out([*_columns(pairs), why], None)]
+    pools = pool_lines(stats)
+    return "\n".join([*lines, "", *pools] if pools else lines)
 
 
 def render_table(stats: dict[str, Any], *, width: int, height: int | None = None, unicode: bool = True) -> "Text":
@@ -178,6 +181,9 @@ def render_table(stats: dict[str, Any], *, width: int, height: int | None = None
         append_line(text, line, view.status)
         if why:
             text.append(f"\n  {why}", STYLES.get(view.status, ""))
+    pools = pool_lines(stats)
+    if pools and (height is None or used + 1 + len(pools) < height):
+        text.append("\n\n" + "\n".join(pools), "dim")
     return text
 
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import Pair
 from processes import LOOPBACK, Client, Stage, ask_echo, dial, echoes, free_port, http_get, read_exactly
 
-STATS = {"role", "version", "sessions"}
+STATS = {"role", "version", "sessions", "connection_pool"}
 SESSION = {"client", "since", "proxies"}
 PROXY = {
     "name", "status", "reason", "error_message", "retry_after_seconds", "attempt", "max_retries", "publish_addr",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tunnel.addresses import HostPort, Target
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
-from tunnel.client.targets import RouteTable
+from tunnel.client.routes import RouteTable
 from tunnel.config import ProxyConfig
 from tunnel.messages import ProxySet, Retry, decode, encode
 from tunnel.server.session import MAX_DELAY_SECONDS, MIN_DELAY_SECONDS, _policy

@@ -27,6 +27,8 @@ from test_gate import (
 
 import tunnel
 from tunnel.addresses import HostPort, Target
+from tunnel.client.dialer import Reached
+from tunnel.client.resolver import ServerAddress
 from tunnel.config import ClientConfig, Limits, ProxyConfig, ServerConfig
 from tunnel.control import open_client_control
 from tunnel.control_line import ControlLine
@@ -71,10 +73,11 @@ class Couple:
             server_hostname="localhost",
         )
         await stream.do_handshake()
-        return stream
+        server = HostPort("localhost", self.server.where.port)
+        return Reached(stream, ServerAddress("127.0.0.1", server.port, server))
 
     async def change(self):
-        await self.client.move_control(self.dial)
+        await self.ours.change_control(await self.dial())
 
     def assert_goes_on(self):
         assert self.client._session is self.ours
@@ -268,17 +271,10 @@ async def test_a_change_that_crosses_the_servers_draining_is_followed(files, mon
         await until(lambda: couple.client._session is not couple.ours)
 
 
-@pytest.mark.parametrize("why", ["refused", "unsupported", "no session", "under way", "no answer to the dial"])
+@pytest.mark.parametrize("why", ["refused", "unsupported", "no session", "under way"])
 async def test_a_change_that_comes_to_nothing_closes_its_stream_and_the_session_goes_on(files, why):
     async with open_couple(files) as couple:
-        stream = await couple.dial()
-
-        async def dial():
-            if why == "no answer to the dial":
-                stream.close()
-                raise PeerLost("nobody there")
-            return stream
-
+        reached = await couple.dial()
         if why == "refused":
             couple.theirs.is_draining = True
         elif why == "unsupported":
@@ -289,7 +285,7 @@ async def test_a_change_that_comes_to_nothing_closes_its_stream_and_the_session_
         elif why == "under way":
             couple.ours._line._newcomer = object()
         with pytest.raises((Refused, PeerLost)) as caught:
-            await couple.client.move_control(dial)
+            await couple.ours.change_control(reached)
         if why == "no session":
             couple.ours._nursery = kept
         couple.ours._line._newcomer = None
@@ -297,19 +293,11 @@ async def test_a_change_that_comes_to_nothing_closes_its_stream_and_the_session_
         assert getattr(caught.value, "reason", None) == {
             "refused": "session_gone", "unsupported": "attach_unsupported", "under way": "attach_under_way",
         }.get(why)  # fmt: skip
-        assert stream._closed
+        assert reached.stream._closed
         couple.assert_goes_on()
         _, heard = couple.spy()
         couple.ours.say(Heartbeat(999))
         await until(lambda: HeartbeatReply(999) in heard["client"])
-
-
-async def test_a_client_without_a_session_says_so_before_it_dials(files):
-    async with open_couple(files) as couple:
-        couple.client._session = None
-        with pytest.raises(PeerLost, match="no session"):
-            await couple.client.move_control(couple.dial)
-        couple.client._session = couple.ours
 
 
 # A hand-made client

@@ -3,16 +3,18 @@
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 from attrs import evolve, frozen
 
 from tunnel.backoff import RECONNECT, RECONNECT_REFUSED
-from tunnel.client.dialer import PAUSE_SECONDS, make_dialer, reach
+from tunnel.client.dialer import PAUSE_SECONDS, Turns, make_dialer, reach
+from tunnel.client.resolver import Resolver
+from tunnel.client.routes import RouteTable
 from tunnel.client.session import ClientSession, Identity
-from tunnel.client.targets import RouteTable
 from tunnel.config import ClientConfig, ProxyConfig
 from tunnel.config_diff import Action, applied
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
@@ -20,7 +22,6 @@ from tunnel.limits import visitor_bound
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Status, Welcome
 from tunnel.relay import Engine
 from tunnel.snapshot import EventStream, ProxyView, SessionView, Snapshot, utc_now
-from tunnel.tls import TlsStream
 from tunnel.version import __version__
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class Client:
         self.statuses: dict[str, ProxyStatusUpdate] = {}  # the newest of each proxy
         self.engine = Engine(visitor_bound(config.limits), linger=linger)
         self._dialer = make_dialer(config)
+        self._resolver = Resolver(config.servers)
+        self._turns = Turns(self._dialer, self._resolver)
         self._routes = RouteTable(config.proxies, dial_seconds=config.limits.dial_seconds)
         self._instance = secrets.token_hex(16)
         self._epoch = 0
@@ -94,19 +97,27 @@ class Client:
 
     async def _one_session(self, *, once: bool) -> None:
         """Returns after a goodbye that means: come back."""
-        stream = await reach(self._dialer.dial, failed=self._unanswered, once=once)
+        reached = await reach(self._turns.dial, failed=self._unanswered, once=once)
         self._reached_at = trio.current_time()
         self._epoch += 1
         identity = Identity(self.config.token, self._instance, self._epoch)
         self._session = ClientSession(
-            self.config, dialer=self._dialer, engine=self.engine, routes=self._routes,
+            self.config, dialer=self._dialer, resolver=self._resolver, turns=self._turns,
+            engine=self.engine, routes=self._routes,
             connected=self._welcomed, heard=self._post, drained=self._drained,
         )  # fmt: skip
         try:
-            goodbye = await self._session.run(stream, identity)
+            goodbye = await self._session.run(reached, identity)
+        except (PeerLost, RemoteProtocolError):
+            self._turns.avoid(reached.address)
+            raise
         finally:
             self._session = None
         self._part(goodbye)
+
+    async def run_routes(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the connections to targets, in and between sessions, until cancelled."""
+        await self._routes.run(task_status=task_status)
 
     def _part(self, goodbye: Goodbye) -> None:
         word = goodbye.message or goodbye.reason.value
@@ -135,17 +146,6 @@ class Client:
             await session.say_goodbye()
         except PeerLost as exc:  # it went first, or does not read
             log.info("stopping without a goodbye: %s", exc)
-
-    async def move_control(self, dial: Callable[[], Awaitable[TlsStream]]) -> None:
-        """Leave an address: the living session's control channel moves to the connection that `dial` makes.
-
-        Raises what `dial` raises, and `Refused` or `PeerLost` when it came to nothing: the session goes on as it was.
-        `Refused` does not end anything here, whatever its `trust` says.
-        """
-        session = self._session
-        if session is None:
-            raise PeerLost("there is no session whose control channel could be changed")
-        await session.change_control(await dial())
 
     # What happened
 
@@ -261,8 +261,22 @@ class Client:
     def apply(self, actions: Sequence[Action]) -> None:
         """Carry out what a changed configuration asks for; `NeedsRestart` is left to the caller to tell. No await."""
         before, self.config = self.config, applied(self.config, actions)
+        if self.config.servers != before.servers:
+            self._resolver.replace(self.config.servers)
+        if self._session is not None:
+            self._session.apply(self.config)
         if self.config.proxies != before.proxies:
             self.publish(*self.config.proxies)
+
+    def stats(self) -> dict[str, Any]:
+        """The figures of the connections kept ready: to the server, and to each proxy's targets."""
+        channels = self._session and self._session.channels
+        return {
+            "connection_pool": {
+                "data_channels": channels.pool.stats() if channels else None,
+                "targets": self._routes.stats(),
+            }
+        }
 
     def snapshot(self) -> Snapshot:
         return Snapshot("client", __version__, (SessionView(self._name, self._since, tuple(self._views())),))
@@ -314,5 +328,6 @@ async def open_client(config: ClientConfig, *, linger: bool = False) -> AsyncIte
     client = Client(config, linger=linger)
     async with trio.open_nursery() as root:
         await root.start(client.engine.run, name="relay")
+        await root.start(client.run_routes, name="targets")
         yield client
         root.cancel_scope.cancel(reason="the client is closing")

@@ -1,24 +1,27 @@
-"""The client's data channels: kept at their number, dialled ahead of need, replaced when they end."""
+"""The client's data channels: a pool over every address of the server, sized by visitors, replaced one by one."""
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import trio
 
-from tunnel.backoff import RetryPolicy
-from tunnel.client.dialer import DIAL_SECONDS, Dialer
-from tunnel.errors import PeerLost, Refused, RemoteProtocolError
-from tunnel.relay import RelaySession
+from tunnel.client.dialer import Dialer
+from tunnel.client.resolver import ServerAddress
+from tunnel.config import PoolConfig
+from tunnel.faults import Phase
+from tunnel.pool import Place, Pool, Use
+from tunnel.relay import Channel, RelaySession
 from tunnel.upgrade import request_upgrade
 
 log = logging.getLogger(__name__)
 
 TICKET_SECONDS = 6.0  # a ticket is good for 10 s at the server; the rest is for the way there
 MAX_TICKETS = 64  # kept, the newest: one for each channel there can be
-RETRY = RetryPolicy(initial_delay=0.5, factor=2.0, max_delay=5.0, max_retries=None, jitter=0.5)
-STEADY_SECONDS = 30.0  # a channel that lasted so long was no failure
+STREAMS_PER_CHANNEL = 256  # with more, another is opened while there may be one: a lost packet then stalls fewer
+RETIRE_SECONDS = 120.0  # for the streams of a retired channel to move to others; then they are cut
+ARRIVALS_SECONDS = 1.0  # between looks at how many visitors came
 
 
 class Tickets:
@@ -49,41 +52,99 @@ class Tickets:
             await self._arrived.wait()
 
 
-async def keep_channel(dialer: Dialer, tickets: Tickets, relay: RelaySession) -> None:
-    """Keep one data channel: dial, attach, wait for its end, again; until cancelled (leaving `relay` closes it)."""
-    delays = RETRY.delays()
-    while True:
-        began = trio.current_time()
+class DataChannel:
+    """A relay's channel as its pool sees it: shared by the streams that the server puts on it."""
+
+    def __init__(self, lost: "Callable[[DataChannel, str], None]", retire: "Callable[[DataChannel], None]") -> None:
+        self.channel: Channel  # from the moment the relay has it
+        self.ended = trio.Event()
+        self._why = ""
+        self._lost = lost
+        self._retire = retire
+
+    def on_lost(self, why: str) -> None:
+        """The relay's last word."""
+        log.debug("data channel ended: %s", why)
+        self._why = why
+        self.ended.set()
+        self._lost(self, why)
+
+    def peek(self) -> str | None:
+        return self._why if self.ended.is_set() else None
+
+    @property
+    def users(self) -> int:
+        return self.channel.users
+
+    def close(self) -> None:
+        """Its streams move to the other channels, then it ends."""
+        if not self.ended.is_set():
+            self._retire(self)
+
+
+class Channels:
+    """The data channels of one session. `run` keeps them; leaving `relay` closes them."""
+
+    def __init__(self, config: PoolConfig, *, dialer: Dialer, tickets: Tickets, relay: RelaySession) -> None:
+        use = Use(open=self._open, validate=_validate, capacity=STREAMS_PER_CHANNEL)
+        self.pool: Pool[ServerAddress, DataChannel] = Pool(use, config, name="data channels")
+        self._dialer = dialer
+        self._tickets = tickets
+        self._relay = relay
+        self._tasks: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Until cancelled."""
         try:
-            why = await _one_channel(dialer, tickets, relay)
-            log.debug("data channel ended: %s", why)
-        except (PeerLost, Refused, RemoteProtocolError, trio.TooSlowError) as exc:
-            log.warning("data channel could not be opened: %s", str(exc) or "too slow")
-        if trio.current_time() - began > STEADY_SECONDS:
-            delays = RETRY.delays()
-        else:
-            await trio.sleep(next(delays))
+            async with trio.open_nursery() as self._tasks:
+                self._tasks.start_soon(self.pool.run, name="data channels")
+                self._tasks.start_soon(self._count_arrivals, name="arrivals")
+        finally:
+            self._tasks = None
 
+    def use(self, addresses: Iterable[ServerAddress]) -> None:
+        """Be connected to exactly these; streams move away from others."""
+        self.pool.list_places(map(Place, addresses))
 
-async def _one_channel(dialer: Dialer, tickets: Tickets, relay: RelaySession) -> str:
-    ended: list[str] = []
-    over = trio.Event()
-
-    def on_lost(why: str) -> None:
-        ended.append(why)
-        over.set()
-
-    with trio.fail_after(DIAL_SECONDS):
-        stream = await dialer.dial()
+    async def _open(self, address: ServerAddress, enter: Callable[[Phase], None]) -> DataChannel:
+        stream = await self._dialer.dial(address, enter)
         try:
-            ticket = await tickets.take()
+            ticket = await self._tickets.take()
             headers = {"Authorization": f"Bearer {ticket}"}
-            stream.push_back(await request_upgrade(stream, str(dialer.server), "/data", headers))
+            stream.push_back(await request_upgrade(stream, str(address.server), "/data", headers))
             # No await until the relay has it: a cancel here would orphan the connection.
-            relay.add_channel(stream.detach(), masks=True, on_lost=on_lost)
+            opened = DataChannel(self.pool.lost, self._retire)
+            opened.channel = self._relay.add_channel(stream.detach(), masks=True, on_lost=opened.on_lost)
         except BaseException:
             with suppress(trio.ClosedResourceError):
                 stream.close()
             raise
-    await over.wait()
-    return ended[0]
+        return opened
+
+    def _retire(self, one: DataChannel) -> None:
+        if one.channel.is_proven and self._tasks is not None:
+            self._relay.retire(one.channel)
+            self._tasks.start_soon(_cut_late, one, name="retiring data channel")
+        else:
+            one.channel.close()
+
+    async def _count_arrivals(self) -> None:
+        """The server puts visitors on channels without asking the pool; it has to know how many there are."""
+        counted = self._relay.opened_total
+        while True:
+            await trio.sleep(ARRIVALS_SECONDS)
+            came, counted = self._relay.opened_total - counted, self._relay.opened_total
+            if came:
+                self.pool.arrived(came)
+
+
+async def _validate(one: DataChannel) -> None:
+    """A nonce goes there and back."""
+    await (one.channel.echo() if one.channel.is_proven else one.channel.wait_proven())
+
+
+async def _cut_late(one: DataChannel) -> None:
+    """A server that does not take its streams away has had its time."""
+    with trio.move_on_after(RETIRE_SECONDS):
+        await one.ended.wait()
+    one.channel.close()

@@ -1,16 +1,19 @@
-"""Reaching the server: one verified TLS connection, and when to try again (design §5)."""
+"""Reaching the server: one verified TLS connection to one of its addresses, and when to try again (design §5)."""
 
 import random
+import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import trio
 from attrs import frozen
 
 from tunnel.addresses import HostPort
+from tunnel.client.resolver import Resolver, ServerAddress
 from tunnel.config import ClientConfig
 from tunnel.errors import PeerLost, Refused, TunnelError
+from tunnel.faults import Kind, Phase, classify
 from tunnel.sockets import dial_tcp, tunnel_options
 from tunnel.tls import TlsStream, client_context, pin_check
 
@@ -18,6 +21,7 @@ PAUSE_SECONDS = (0.7, 1.0)  # from one dial's start to the next while nothing an
 OVERLAP_SECONDS = 2.0  # a dial unanswered for so long is joined by another: a lost SYN or a dead route costs no more
 MAX_DIALS = 3  # at a time
 DIAL_SECONDS = 10.0  # each
+STAGGER_SECONDS = 0.25  # within a dial, from one address to the next while nothing answers (RFC 8305 §5)
 
 
 class Closable(Protocol):
@@ -29,22 +33,27 @@ T = TypeVar("T", bound=Closable)
 
 @frozen
 class Dialer:
-    """How this client dials its server, and what it accepts as the server's proof."""
+    """What this client accepts as its server's proof, wherever it dials it."""
 
-    server: HostPort
     context: ssl.SSLContext
     pin: bytes | None
 
-    async def dial(self) -> TlsStream:
+    async def dial(self, address: ServerAddress, enter: Callable[[Phase], None] = lambda _phase: None) -> TlsStream:
         """A TLS connection whose peer was verified; nothing but the handshake was sent before that.
 
-        Raises `PeerLost` (`answered` tells whether anything was there), or `Refused` when the proof is not good.
-        The caller holds the deadline.
+        `enter` is told of each phase. Raises `PeerLost` (`answered` tells whether anything was there), or `Refused`
+        when the proof is not good. The caller holds the deadline.
         """
-        sock = await dial_tcp(self.server)
+        enter(Phase.DIAL)
+        sock = await dial_tcp(HostPort(address.ip, address.port), name=str(address))
+        enter(Phase.HANDSHAKE)
+        return await self.shake_hands(sock, address)
+
+    async def shake_hands(self, sock: socket.socket, address: ServerAddress) -> TlsStream:
+        """The second half of `dial`; `sock` is the stream's, and closed if that fails or is cancelled."""
         try:
             tunnel_options(sock)
-            stream = TlsStream(sock, self.context, server_side=False, server_hostname=self.server.host)
+            stream = TlsStream(sock, self.context, server_side=False, server_hostname=address.server.host)
         except BaseException:
             sock.close()
             raise
@@ -54,16 +63,16 @@ class Dialer:
             stream.close()
             raise Refused(
                 "certificate_untrusted",
-                f"the certificate of {self.server} is not trusted: {exc.verify_message}; give the pin that "
+                f"the certificate of {address} is not trusted: {exc.verify_message}; give the pin that "
                 "`trio-tunnel serve` prints (--pin sha256:…), or the CA (ca_file)",
                 trust=True,
             ) from exc
+        except (trio.BrokenResourceError, ssl.SSLEOFError) as exc:
+            stream.close()
+            raise PeerLost(f"{address} ended the connection in the TLS handshake", answered=True) from exc
         except ssl.SSLError as exc:
             stream.close()
-            raise PeerLost(f"{self.server} does not speak our TLS: {exc.reason or exc}", answered=True) from exc
-        except trio.BrokenResourceError as exc:
-            stream.close()
-            raise PeerLost(f"{self.server} ended the connection in the TLS handshake", answered=True) from exc
+            raise PeerLost(f"{address} does not speak our TLS: {exc.reason or exc}", answered=True) from exc
         except BaseException:
             stream.abort()
             raise
@@ -76,7 +85,88 @@ def make_dialer(config: ClientConfig) -> Dialer:
         context = client_context(ca_file=config.ca_file, pinned=config.pin is not None)
     except (OSError, ssl.SSLError) as exc:
         raise TunnelError(f"cannot use the CA file {config.ca_file}: {exc}") from exc
-    return Dialer(config.servers[0], context, config.pin)
+    return Dialer(context, config.pin)
+
+
+@frozen
+class Reached:
+    """A connection, and where it goes."""
+
+    stream: TlsStream
+    address: ServerAddress
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+class Turns:
+    """The server's addresses in turn: one that answers is asked first again, one that failed last."""
+
+    def __init__(self, dialer: Dialer, resolver: Resolver) -> None:
+        self._dialer = dialer
+        self._resolver = resolver
+        self._first: ServerAddress | None = None
+
+    async def dial(self) -> Reached:
+        """A connection to whichever address answers first, each given a start over the next.
+
+        Raises as `Dialer.dial` does; where an answer was no good, the next dial begins at another address. The caller
+        holds the deadline.
+        """
+        addresses = self._order(await self._resolver.find())
+        sock, address = await _connect(addresses)
+        self.avoid(address)  # until it has proven itself: a dial that overlaps this one begins elsewhere
+        reached = Reached(await self._dialer.shake_hands(sock, address), address)
+        self._first = address
+        return reached
+
+    async def dial_other(self, than: ServerAddress) -> Reached:
+        """A connection to another address than `than`, if there is one."""
+        self.avoid(than)
+        return await self.dial()
+
+    def avoid(self, address: ServerAddress) -> None:
+        """It has failed, or is to be left: begin behind it."""
+        addresses = self._resolver.addresses
+        if address in addresses:
+            self._first = addresses[(addresses.index(address) + 1) % len(addresses)]
+
+    def _order(self, addresses: Sequence[ServerAddress]) -> Sequence[ServerAddress]:
+        at = addresses.index(self._first) if self._first in addresses else 0
+        return (*addresses[at:], *addresses[:at])
+
+
+async def _connect(addresses: Sequence[ServerAddress]) -> tuple[socket.socket, ServerAddress]:
+    """The first that connects; `PeerLost` with a problem of one if none does. Leaves no other socket."""
+    connected: list[tuple[socket.socket, ServerAddress]] = []
+    problems: dict[ServerAddress, PeerLost] = {}
+
+    async def attempt(address: ServerAddress, ended: trio.Event) -> None:
+        try:
+            connected.append((await dial_tcp(HostPort(address.ip, address.port), name=str(address)), address))
+            attempts.cancel_scope.cancel(reason="an address answered")
+        except PeerLost as exc:
+            problems[address] = exc
+        finally:
+            ended.set()
+
+    try:
+        async with trio.open_nursery() as attempts:
+            for address in addresses:
+                ended = trio.Event()
+                attempts.start_soon(attempt, address, ended, name=f"dial of {address}")
+                with trio.move_on_after(STAGGER_SECONDS):
+                    await ended.wait()
+    except BaseException:
+        for sock, _address in connected:
+            sock.close()
+        raise
+    if not connected:
+        told = [problem for problem in problems.values() if classify(problem, Phase.DIAL).kind is not Kind.UNREACHABLE]
+        raise [*told, *problems.values()][0]  # a host without IPv6 must not hide what the others said
+    for sock, _address in connected[1:]:
+        sock.close()
+    return connected[0]
 
 
 async def reach(

@@ -8,16 +8,16 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 
 import trio
 from attrs import frozen
 
-from tunnel.addresses import Target
-from tunnel.client.channels import Tickets, keep_channel
-from tunnel.client.dialer import Dialer
+from tunnel.client.channels import Channels, Tickets
+from tunnel.client.control_place import keep_control_placed
+from tunnel.client.dialer import Dialer, Reached, Turns
 from tunnel.client.health import watch_targets
-from tunnel.client.targets import RouteTable
+from tunnel.client.resolver import Resolver, ServerAddress
+from tunnel.client.routes import RouteTable
 from tunnel.config import ClientConfig, ProxyConfig
 from tunnel.control import ControlChannel, open_client_control
 from tunnel.control_line import ControlLine, open_line
@@ -42,7 +42,6 @@ from tunnel.messages import (
 )
 from tunnel.protocol import HEARD_BY_CLIENT, Law
 from tunnel.relay import Engine
-from tunnel.tls import TlsStream
 from tunnel.version import __version__
 
 log = logging.getLogger(__name__)
@@ -78,6 +77,8 @@ class ClientSession:
         config: ClientConfig,
         *,
         dialer: Dialer,
+        resolver: Resolver,
+        turns: Turns,
         engine: Engine,
         routes: RouteTable,
         connected: Callable[[Welcome], None],
@@ -86,6 +87,8 @@ class ClientSession:
     ) -> None:
         self._config = config
         self._dialer = dialer
+        self._resolver = resolver
+        self._turns = turns
         self._engine = engine
         self._routes = routes
         self._connected = connected
@@ -101,25 +104,26 @@ class ClientSession:
         self._beats = self._answered = 0
         self._was_answered = trio.Event()
         self._tickets: Tickets | None = None
+        self.channels: Channels | None = None
         self._nursery: trio.Nursery | None = None  # while in session
         self._checks: dict[str, tuple[ProxyConfig, trio.CancelScope]] = {}
         self.relay = engine.attach(route=routes.find)
 
-    async def run(self, stream: TlsStream, identity: Identity) -> Goodbye:
-        """Be in session over `stream` until it ends; closes the stream."""
+    async def run(self, reached: Reached, identity: Identity) -> Goodbye:
+        """Be in session over the connection reached until it ends; closes it."""
         try:
             self._identity = identity
-            async with open_line(self._opening(stream)) as self._line:
+            async with open_line(self._opening(reached)) as self._line:
                 with self.relay:
-                    return await self._serve()
+                    return await self._serve(reached.address)
         except BaseExceptionGroup as group:
             raise _only_cause(group) from group
 
-    def _opening(self, stream: TlsStream, **more: str) -> AbstractAsyncContextManager[ControlChannel]:
+    def _opening(self, reached: Reached, **more: str) -> AbstractAsyncContextManager[ControlChannel]:
         headers = {**self._identity.headers(), **more}
-        return open_client_control(stream, host=str(self._config.servers[0]), path="/control", headers=headers)
+        return open_client_control(reached.stream, host=str(reached.address.server), path="/control", headers=headers)
 
-    async def _serve(self) -> Goodbye:
+    async def _serve(self, address: ServerAddress) -> Goodbye:
         with trio.move_on_after(WELCOME_SECONDS) as waiting:
             await self._line.send(Hello(PROTOCOL_VERSION, __version__))
             welcome = await self._receive()
@@ -130,17 +134,18 @@ class ClientSession:
         assert isinstance(welcome, Welcome)
         self._welcome = welcome
         self._tickets = Tickets(welcome.tickets, lambda count: self.say(TicketRequest(count)))
+        self.channels = Channels(
+            self._config.data_channels, dialer=self._dialer, tickets=self._tickets, relay=self.relay
+        )
         self._connected(welcome)
         async with trio.open_nursery() as nursery:
-            self._routes.use(nursery)
             try:
                 self.say(self._routes.next_set())
                 nursery.start_soon(self._write, name="control writer")
                 nursery.start_soon(self._beat, _within(welcome.heartbeat_seconds, HEARTBEAT_SECONDS), name="heartbeat")
-                for number in range(self._config.data_channels.min):
-                    nursery.start_soon(
-                        keep_channel, self._dialer, self._tickets, self.relay, name=f"data channel {number}"
-                    )
+                nursery.start_soon(self.channels.run, name="data channels")
+                nursery.start_soon(self._follow_addresses, self.channels, name="server's addresses")
+                nursery.start_soon(self._keep_control_placed, address, name="control channel's place")
                 self._nursery = nursery
                 self._check_targets()
                 goodbye = await self._read()
@@ -148,28 +153,47 @@ class ClientSession:
             finally:
                 self._nursery = None
                 self._was_answered.set()
-                self._routes.use(None)
         return goodbye
 
-    # The control channel's own place
+    # Addresses
+
+    def apply(self, config: ClientConfig) -> None:
+        """Other data channels from now on."""
+        self._config = config
+        if self.channels is not None:
+            self.channels.pool.apply(config.data_channels)
+
+    async def _follow_addresses(self, channels: Channels) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._resolver.keep, lambda: self._config.resolve_seconds, name="look-ups")
+            while True:
+                changed = self._resolver.changed  # before the look: a change after this line sets *this* event
+                channels.use(self._resolver.addresses)
+                await changed.wait()
+
+    async def _keep_control_placed(self, address: ServerAddress) -> None:
+        await keep_control_placed(
+            address, self.change_control, turns=self._turns, resolver=self._resolver,
+            config=lambda: self._config.data_channels,
+        )  # fmt: skip
 
     @property
     def control_peer(self) -> str:
         """The server's address that the control channel goes to, ``host:port``; empty before `run`."""
         return self._line.peer if self._welcome is not None else ""
 
-    async def change_control(self, stream: TlsStream) -> None:
-        """Move the control channel to `stream`, another connection to this server; visitors and streams do not notice.
+    async def change_control(self, reached: Reached) -> None:
+        """Move the control channel to another connection to this server; visitors and streams do not notice.
 
-        Returns once the server has followed; `stream` is the session's from the call on. Raises `Refused` or `PeerLost`
-        when the change came to nothing: the session goes on with the channel it has, unless that was lost, which `run`
-        tells. If cancelled while the new channel is being opened, it is given up; later, it ends in the background.
+        Returns once the server has followed; the connection is the session's from the call on. Raises `Refused` or
+        `PeerLost` when the change came to nothing: the session goes on with the channel it has, unless that was lost,
+        which `run` tells. If cancelled while the new channel is being opened, it is given up; later, it ends in the background.
         """
         welcome, problem = self._welcome, self._unchangeable()
         if problem is not None or welcome is None:
-            stream.close()
+            reached.close()
             raise problem or PeerLost("there was no greeting yet")
-        await self._line.change_to(self._opening(stream, **{"Trio-Tunnel-Session": welcome.session}))
+        await self._line.change_to(self._opening(reached, **{"Trio-Tunnel-Session": welcome.session}))
 
     def _unchangeable(self) -> Refused | PeerLost | None:
         """Why the control channel cannot be changed now."""
@@ -262,11 +286,10 @@ class ClientSession:
                 self._nursery.start_soon(self._check, proxy, scope, name=f"health checks of {name}")
 
     async def _check(self, proxy: ProxyConfig, scope: trio.CancelScope) -> None:
+        route = self._routes.routes[proxy.name]
+        route.forget_verdicts()
         with scope:
-            await watch_targets(proxy, changed=partial(self._target_changed, proxy), tell=self.say)
-
-    def _target_changed(self, proxy: ProxyConfig, target: Target, healthy: bool, problem: str | None) -> None:
-        log.debug("target %s of proxy '%s' is %s", target, proxy.name, "up" if healthy else f"down: {problem}")
+            await watch_targets(proxy, changed=route.hear, tell=self.say)
 
     async def withdraw(self) -> None:
         """Publish nothing any more: the listeners close, visitors inside go on. Returns once all inside are known here.

@@ -1,158 +1,198 @@
-"""Where streams go on the client's side. Only this config names a target; the server names a proxy by index."""
+"""Where a visitor's stream goes on the client's side. Only this config names a target; the server names a proxy."""
 
-import errno
 import logging
 import socket
-from collections import OrderedDict
 
 import trio
 
 from tunnel.addresses import Target
-from tunnel.backoff import LinearPolicy
-from tunnel.client.target_dial import dial_target, shake_hands
+from tunnel.backoff import RetryBudget
+from tunnel.client.target_pool import TargetConnection, key_of, open_connection, open_pool, place_of, pool_config
 from tunnel.config import ProxyConfig
 from tunnel.errors import PeerLost
+from tunnel.faults import Fault, Kind, Phase, classify
 from tunnel.frames import Abort
-from tunnel.messages import MAX_TEXT, ProxySet, ProxySpec, Retry
+from tunnel.pool import Lease, Pool, Unavailable
 from tunnel.relay import Stream, Tally
-from tunnel.relay.tls_leg import TlsLeg
 from tunnel.sockets import family_of
 
 log = logging.getLogger(__name__)
 
-SETS_KEPT = 16  # versions of the proxy set an OPEN may still name: it can cross a change, hardly sixteen
+RESTART_SECONDS = 1.0  # after a bug ended a pool
+_REFUSALS = {Kind.REFUSED: Abort.DIAL_REFUSED, Kind.TIMEOUT: Abort.DIAL_TIMEOUT}
 
 
 class ProxyRoute:
-    """One proxy's way to its targets. `dials` is the session's nursery for dials that have to wait."""
+    """One proxy's way to its targets.
+
+    A single literal address with nothing kept hot is dialled in the relay, without a task; anything else comes from a
+    pool: at once if it has a connection, else from a short task that waits for one.
+    """
 
     def __init__(self, config: ProxyConfig, *, dial_seconds: float) -> None:
         self.config = config
         self.tally = Tally()
-        self.dials: trio.Nursery | None = None
+        self.pool: Pool[Target, TargetConnection] | None = None
         self._dial_seconds = dial_seconds
-        self._said = ""  # why the last dial failed, as it was logged
-        target = config.targets[0]
-        self._literal: tuple[int, tuple[str, int] | str] | None = None
-        if len(config.targets) == 1 and target.is_literal:
-            self._literal = family_of(target.where.host), (target.where.host, target.where.port)
-        elif len(config.targets) == 1 and target.kind == "unix":
-            self._literal = socket.AF_UNIX, target.host
+        self._tasks: trio.Nursery | None = None
+        self._scope = trio.CancelScope()
+        self._down: dict[Target, str] = {}  # what health checks say of targets that do not pass
+        self._budget = RetryBudget()
+        self._literal = _literal(config)
+        self._said = ""  # why the last visitor was refused, as it was logged
+
+    # Lifetime
+
+    def start(self, tasks: trio.Nursery) -> None:
+        """Keep the pool, and dial, in `tasks` from now on."""
+        self._tasks = tasks
+        self._scope = trio.CancelScope()
+        if self._literal is None:
+            self.pool = self._make_pool()
+            tasks.start_soon(self._run_pool, self._scope, name=f"targets of {self.config.name}")
+
+    def stop(self) -> None:
+        """No new visitor is taken to a target; unused connections are closed."""
+        self._scope.cancel(reason="the proxy has changed or gone")
+        self.pool = self._tasks = None
+
+    def _make_pool(self) -> Pool[Target, TargetConnection]:
+        pool = open_pool(self.config, dial_seconds=self._dial_seconds, budget=self._budget)
+        for target, why in self._down.items():
+            pool.mark(key_of(target), why)
+        return pool
+
+    async def _run_pool(self, scope: trio.CancelScope) -> None:
+        with scope:
+            while self.pool is not None:
+                try:
+                    await self.pool.run()
+                except Exception:
+                    log.exception("the pool of proxy '%s' failed", self.config.name)
+                if scope.cancel_called:
+                    return
+                self.pool = self._make_pool()  # the one before is closed for good; who waited there waits here
+                await trio.sleep(RESTART_SECONDS)
+
+    def apply(self, config: ProxyConfig) -> None:
+        """Other targets, checks or figures, from the next visitor on."""
+        before, self.config = self.config, config
+        if (before.targets, before.pool, before.health_check) == (config.targets, config.pool, config.health_check):
+            return
+        if config.health_check is None:
+            self._down.clear()
+        self._down = {target: why for target, why in self._down.items() if target in config.targets}
+        self._literal = _literal(config)
+        tasks = self._tasks
+        if self.pool is None or self._literal is not None:
+            self.stop()
+            if tasks is not None:
+                self.start(tasks)
+            return
+        self.pool.apply(pool_config(config, self._dial_seconds))
+        self.pool.list_places(map(place_of, config.targets))
+        for target in config.targets:
+            self.pool.mark(key_of(target), self._down.get(target))
+
+    def forget_verdicts(self) -> None:
+        """Its checks begin anew: until they have told, every target counts as usable."""
+        for target in list(self._down):
+            self.hear(target, True, None)
+
+    def hear(self, target: Target, is_healthy: bool, problem: str | None) -> None:
+        """A health check's word on a target."""
+        log.debug("target %s of proxy '%s' is %s", target, self.config.name, "up" if is_healthy else f"down: {problem}")
+        if is_healthy:
+            self._down.pop(target, None)
+        else:
+            self._down[target] = problem or "its health check fails"
+        if self.pool is not None:
+            self.pool.mark(key_of(target), self._down.get(target))
+
+    # Visitors
 
     def dial(self, stream: Stream) -> None:
-        """A literal address is dialled in the relay; what must wait is a short task that ends in a connected socket."""
-        if self._literal is not None and stream.dial(*self._literal):
-            return
-        if self.dials is not None:
-            stream.dialling = trio.CancelScope()  # before the task begins: its stream may be over by then
-            self.dials.start_soon(self._dial_slowly, stream, stream.dialling, name=f"dial for {self.config.name}")
+        """Take a visitor to a target, now or later; or refuse it with the reason."""
+        if self._down and all(target in self._down for target in self.config.targets):
+            stream.refuse(Abort.TARGET_DOWN)
+        elif self._literal is not None:
+            if not stream.dial(*self._literal):
+                self._start_task(stream)
+        elif self.pool is not None and (lease := self.pool.take_nowait(self._owner)) is not None:
+            self._hand_over(lease, stream)
         else:
+            self._start_task(stream)
+
+    @property
+    def _owner(self) -> str:
+        return f"a visitor of {self.config.name}"
+
+    def _hand_over(self, lease: Lease[Target, TargetConnection], stream: Stream) -> None:
+        if not stream.alive:
+            lease.value.close()
+            lease.release()
+            return
+        stream.lease = lease
+        lease.value.hand_over(stream)
+
+    def _start_task(self, stream: Stream) -> None:
+        if self._tasks is None:
             stream.refuse(Abort.SESSION_ENDED)
+            return
+        stream.dialling = trio.CancelScope()  # before the task begins: its stream may be over by then
+        self._tasks.start_soon(self._dial_slowly, stream, stream.dialling, name=f"dial for {self.config.name}")
 
     async def _dial_slowly(self, stream: Stream, scope: trio.CancelScope) -> None:
         with scope:
             try:
-                await self._first_that_answers(stream)
+                await self._wait_for_target(stream)
             except Exception as exc:
                 stream.session.engine.wall(stream, exc)
             stream.session.engine.wake()
         stream.dialling = None
 
-    async def _first_that_answers(self, stream: Stream) -> None:
-        reason, problem = Abort.DIAL_FAILED, ""
-        targets = self.config.targets
-        deadline = trio.current_time() + self._dial_seconds
-        for left, target in zip(range(len(targets), 0, -1), targets, strict=True):
-            seconds = (
-                max(deadline - trio.current_time(), 0.0) / left
-            )  # one that is silent leaves the others their share
-            try:
-                with trio.fail_after(seconds):
-                    await connect_target(target, stream)
-                self._said = ""
-                return
-            except trio.TooSlowError:
-                reason, problem = Abort.DIAL_TIMEOUT, f"{target}: no answer in {seconds:.3g} s"
-            except trio.BrokenResourceError as exc:
-                reason, problem = Abort.DIAL_FAILED, f"{target}: {exc}"
-            except (PeerLost, OSError) as exc:
-                reason = Abort.DIAL_REFUSED if exc.errno == errno.ECONNREFUSED else Abort.DIAL_FAILED
-                problem = f"{target}: {exc}"
-        if problem != self._said:  # not once for each visitor
-            self._said = problem
-            log.warning("a visitor of proxy '%s' was refused: %s", self.config.name, problem)
-        stream.refuse(reason)
+    async def _wait_for_target(self, stream: Stream) -> None:
+        pool = self.pool
+        if pool is None:
+            await self._dial_again(stream)
+            return
+        try:
+            lease = await pool.take(self._owner)
+        except Unavailable as exc:
+            if pool is not self.pool:  # the targets have changed meanwhile
+                await self._wait_for_target(stream)
+            else:
+                self._refuse(stream, exc.fault)
+        else:
+            self._said = ""
+            self._hand_over(lease, stream)
+
+    async def _dial_again(self, stream: Stream) -> None:
+        """A Unix socket's backlog was full, and the kernel tells of no event when there is room; or a pool has ended."""
+        if self._tasks is None:
+            stream.refuse(Abort.SESSION_ENDED)
+            return
+        try:
+            with trio.fail_after(self._dial_seconds):
+                connection = await open_connection(self.config.targets[0], lambda _phase: None)
+        except (OSError, PeerLost, trio.TooSlowError) as exc:
+            self._refuse(stream, classify(exc, Phase.DIAL))
+        else:
+            connection.hand_over(stream)
+
+    def _refuse(self, stream: Stream, fault: Fault) -> None:
+        """The log has a line for each new cause, not for each visitor."""
+        if fault.message != self._said:
+            self._said = fault.message
+            log.warning("a visitor of proxy '%s' was refused: %s", self.config.name, fault.message)
+        stream.refuse(_REFUSALS.get(fault.kind, Abort.DIAL_FAILED))
 
 
-async def connect_target(target: Target, stream: Stream) -> None:
-    """Dial `target` and hand the connection to `stream`. Raises `PeerLost` or `OSError`; deadline by the caller."""
-    sock = await dial_target(target)
-    if target.kind != "tls":
-        stream.connected(sock)
-        return
-    leg = TlsLeg((await shake_hands(sock, target)).detach(), stream)
-    stream.connected(leg, leg)
-
-
-class RouteTable:
-    """What the server may ask for: the proxy sets sent lately, by version and index; anything else is unknown."""
-
-    def __init__(self, proxies: tuple[ProxyConfig, ...], *, dial_seconds: float) -> None:
-        self._dial_seconds = dial_seconds
-        self._dials: trio.Nursery | None = None
-        self.routes: dict[str, ProxyRoute] = {}
-        self.replace(proxies)
-        self._sets: OrderedDict[int, tuple[str, ...]] = OrderedDict()
-        self._version = 0
-
-    def replace(self, proxies: tuple[ProxyConfig, ...]) -> None:
-        """Publish these from the next set on. A proxy that stays as it is keeps its route and figures."""
-        before, self.routes = self.routes, {}
-        for proxy in proxies:
-            same = before.get(proxy.name)
-            if same is None or same.config != proxy:
-                same = ProxyRoute(proxy, dial_seconds=self._dial_seconds)
-                same.dials = self._dials
-            self.routes[proxy.name] = same
-
-    def next_set(self) -> ProxySet:
-        """The set to send: a version of its own, so that OPEN frames can never be taken for another's."""
-        self._version += 1
-        self._sets[self._version] = tuple(self.routes)
-        if len(self._sets) > SETS_KEPT:
-            self._sets.popitem(last=False)
-        return ProxySet(self._version, tuple(_spec(route.config) for route in self.routes.values()))
-
-    def empty_set(self) -> ProxySet:
-        """The set of a client that is stopping. OPEN frames under way still name the sets before."""
-        self._version += 1
-        return ProxySet(self._version, ())
-
-    def find(self, index: int, version: int) -> ProxyRoute | None:
-        names = self._sets.get(version, ())
-        return self.routes.get(names[index]) if index < len(names) else None
-
-    def use(self, dials: trio.Nursery | None) -> None:
-        """Let dials that wait live in `dials` from now on."""
-        self._dials = dials
-        for route in self.routes.values():
-            route.dials = dials
-
-
-def _spec(proxy: ProxyConfig) -> ProxySpec:
-    policy = proxy.bind_retry
-    retry = None
-    if isinstance(policy, LinearPolicy):
-        step = policy.step
-        retry = Retry(max(step, 0.1), 2.0, max(10 * step, 0.1), policy.max_retries, 0.0, step)
-    elif policy is not None:
-        retry = Retry(policy.initial_delay, policy.factor, policy.max_delay, policy.max_retries, policy.jitter)
-    return ProxySpec(
-        name=proxy.name,
-        publish_addr=proxy.publish.host,
-        publish_port=proxy.publish.port,
-        bind_retry=retry,
-        checked=proxy.health_check is not None,
-        target=", ".join(map(str, proxy.targets))[:MAX_TEXT],
-        when_down=proxy.when_down,
-    )
+def _literal(config: ProxyConfig) -> tuple[int, tuple[str, int] | str] | None:
+    """What a socket can be told to connect to at once, where that is all there is to do."""
+    target = config.targets[0]
+    if len(config.targets) > 1 or config.pool.min > 0:
+        return None
+    if target.kind == "unix":
+        return socket.AF_UNIX, target.host
+    return (family_of(target.where.host), (target.where.host, target.where.port)) if target.is_literal else None

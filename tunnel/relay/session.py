@@ -106,6 +106,16 @@ class RelaySession:
         self.engine.wake()
         return channel
 
+    def describe(self) -> dict[str, int]:
+        """For `/stats`."""
+        channels = self.channels
+        return {
+            "channels": len(channels),
+            "streams": len(self.streams),
+            "suspect": sum(channel.is_suspect for channel in channels),
+            "retiring": sum(channel.is_retiring for channel in channels),
+        }
+
     def channel_lost(self, channel: Channel, why: str, *, clean: bool) -> None:
         """Reset the streams that used it, either way; the peer is told on another channel, should it not know which."""
         self.channels.remove(channel)

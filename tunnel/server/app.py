@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 from attrs import evolve
@@ -59,6 +60,10 @@ class Server:
 
     def snapshot(self) -> Snapshot:
         return Snapshot("server", __version__, tuple(session.view() for session in self._gate.sessions))
+
+    def stats(self) -> dict[str, Any]:
+        """The data channels of each client; it is the clients that keep pools of them."""
+        return {"connection_pool": {"clients": {s.client: s.relay.describe() for s in self._gate.sessions}}}
 
     def is_ready(self) -> bool:
         """Whether a new client would be served."""

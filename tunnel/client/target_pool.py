@@ -1,0 +1,89 @@
+"""Connections to targets, as a pool keeps them: dialled, shaken hands with, and used by no visitor yet."""
+
+import socket
+from collections.abc import Callable
+
+from attrs import evolve
+
+from tunnel.addresses import Target
+from tunnel.backoff import RetryBudget
+from tunnel.client.target_dial import dial_target, shake_hands
+from tunnel.config import PoolConfig, ProxyConfig
+from tunnel.errors import PeerLost
+from tunnel.faults import Phase
+from tunnel.pool import Place, Pool, Use
+from tunnel.relay import Stream
+from tunnel.relay.tls_leg import TlsLeg
+from tunnel.sockets import has_hung_up
+from tunnel.tls import TlsStream
+
+
+class TargetConnection:
+    """An unused connection. Whoever takes it hands it over to a stream, once; until then it can be closed."""
+
+    users = 0
+
+    def __init__(self, sock: socket.socket, tls: TlsStream | None = None) -> None:
+        self._sock = sock
+        self._tls = tls
+        self._is_gone = False
+
+    def peek(self) -> str | None:
+        """A target may have spoken first; what it said stays there for the visitor."""
+        return "ended" if self._is_gone or has_hung_up(self._sock) else None
+
+    def hand_over(self, stream: Stream) -> None:
+        """It is `stream`'s from now on."""
+        self._is_gone = True
+        if self._tls is None:
+            stream.connected(self._sock)
+        else:
+            leg = TlsLeg(self._tls.detach(), stream)
+            stream.connected(leg, leg)
+
+    def close(self) -> None:
+        if self._is_gone:
+            return
+        self._is_gone = True
+        if self._tls is None:
+            self._sock.close()
+        else:
+            self._tls.close()
+
+
+async def open_connection(target: Target, enter: Callable[[Phase], None]) -> TargetConnection:
+    """Dial `target`, and shake hands where it speaks TLS. Raises what these raise; cancelled, nothing is left open."""
+    sock = await dial_target(target)
+    if target.kind != "tls":
+        return TargetConnection(sock)
+    enter(Phase.HANDSHAKE)
+    return TargetConnection(sock, await shake_hands(sock, target))
+
+
+async def check_unused(connection: TargetConnection) -> None:
+    """All that can be asked of a connection that no byte may flow through before its visitor's."""
+    if (why := connection.peek()) is not None:
+        raise PeerLost(why, answered=True)
+
+
+def place_of(target: Target) -> Place[Target]:
+    return Place(key_of(target), target.weight, target.backup)
+
+
+def key_of(target: Target) -> Target:
+    """What a connection is made to: a new weight makes no other target of it."""
+    return evolve(target, weight=1, backup=False)
+
+
+def open_pool(proxy: ProxyConfig, *, dial_seconds: float, budget: RetryBudget) -> Pool[Target, TargetConnection]:
+    """The pool of one proxy, not running yet. Each target gets its share of `dial_seconds`, which is for them all."""
+    use = Use(open=open_connection, validate=check_unused, capacity=1, reusable=False)
+    pool = Pool(use, pool_config(proxy, dial_seconds), name=f"targets of {proxy.name}", budget=budget)
+    pool.list_places(map(place_of, proxy.targets))
+    return pool
+
+
+def pool_config(proxy: ProxyConfig, dial_seconds: float) -> PoolConfig:
+    pool = proxy.pool
+    share = dial_seconds / len(proxy.targets)  # one that is silent leaves the others theirs
+    return evolve(pool, open_seconds=min(pool.open_seconds, share), wait_seconds=min(pool.wait_seconds, dial_seconds))

@@ -1,0 +1,64 @@
+"""What a person is told of the pools in ``/stats``: a line for each, and one for each address in trouble. Pure.
+
+Lenient towards what another version leaves out or adds, like all that reads an answer.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from tunnel.wording import clean
+
+MAX_TROUBLES = 5  # lines for the addresses of one pool
+
+
+def pool_lines(stats: dict[str, Any]) -> list[str]:
+    """Nothing for a process that pools nothing."""
+    pools = _table(stats.get("connection_pool"))
+    lines = list(_pool("data channels", _table(pools.get("data_channels"))))
+    for name, pool in _table(pools.get("targets")).items():
+        lines += _pool(f"targets of {clean(str(name))}", _table(pool))
+    for client, channels in _table(pools.get("clients")).items():
+        lines.append(f"data channels of {clean(str(client))}: {_channels(_table(channels))}")
+    return lines
+
+
+def _pool(name: str, pool: dict[str, Any]) -> Iterator[str]:
+    if not pool:
+        return
+    states, sites = _table(pool.get("states")), _table(pool.get("addresses"))
+    ready, in_use = (_number(states.get(state)) for state in ("available", "in_use"))
+    line = f"{name}: {ready} ready, {in_use} in use"
+    if isinstance(hit := pool.get("hit"), (int, float)):
+        line += f"; {hit:.1%} of {_number(pool.get('leases')):,} found one ready"
+    if coming := sum(_number(states.get(state)) for state in ("connecting", "validating")):
+        line += f"; {coming} coming"
+    if leaked := sum(map(_number, _table(pool.get("leaks")).values())):
+        line += f"; {leaked} kept too long"
+    yield line
+    troubles = [trouble for address, site in sites.items() if (trouble := _trouble(str(address), _table(site)))]
+    yield from troubles[:MAX_TROUBLES]
+    if len(troubles) > MAX_TROUBLES:
+        yield f"  and {len(troubles) - MAX_TROUBLES} more addresses in trouble"
+
+
+def _trouble(address: str, site: dict[str, Any]) -> str:
+    if site.get("down"):
+        return f"  {clean(address)} is down: {clean(str(site['down']))}"
+    if _number(_table(site.get("states")).get("quarantined")) or _number(site.get("failures")):
+        why = clean(str(site.get("last_failure") or "no reason given"))
+        return f"  {clean(address)} is in quarantine after {_number(site.get('failures'))} failures: {why}"
+    return ""
+
+
+def _channels(channels: dict[str, Any]) -> str:
+    words = [f"{_number(channels.get('channels'))}, {_number(channels.get('streams'))} streams"]
+    words += [f"{number} {state}" for state in ("suspect", "retiring") if (number := _number(channels.get(state)))]
+    return ", ".join(words)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> int:
+    return value if type(value) is int else 0
