@@ -10,23 +10,17 @@ import trio
 
 from tunnel.backoff import RetryBudget
 from tunnel.config import PoolConfig
-from tunnel.errors import TunnelError
 from tunnel.faults import Fault, Kind, Phase, classify
-from tunnel.pool.members import A, Lease, Member, Place, Use, V, Waiter
+from tunnel.pool.members import A, Lease, Member, Place, Use, V
+from tunnel.pool.request import Request, Unavailable
 from tunnel.pool.roster import Close, Leaked, Open, Probe
 from tunnel.pool.rules import Rules
 from tunnel.pool.statistics import describe
 from tunnel.rate_limited import RateLimited
 
+__all__ = ["Pool", "Unavailable", "running"]
+
 log = logging.getLogger(__name__)
-
-
-class Unavailable(TunnelError):
-    """No lease could be had: `fault` is what stood in the way last, in whatever was tried."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.fault = fault
 
 
 class Pool(Generic[A, V]):
@@ -178,10 +172,12 @@ class Pool(Generic[A, V]):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return lease
         seconds = self.rules.config.wait_seconds
+        delays = self.rules.config.retry.delays(self._rand)
+        request = Request(self.rules, self._budget, delays, self._decide_soon)
         with trio.move_on_after(seconds):
-            return await self._wait(owner, to)
+            return await request.lease(owner, to)
         self.rules.figures.timeouts += 1
-        raise Unavailable(Fault(Phase.DIAL, Kind.TIMEOUT, True, f"no connection to {to or self.name} in {seconds:g} s"))
+        raise request.late(str(to or self.name), seconds)
 
     @asynccontextmanager
     async def lease(self, owner: str, to: A | None = None) -> AsyncIterator[Lease[A, V]]:
@@ -194,42 +190,6 @@ class Pool(Generic[A, V]):
             raise
         else:
             lease.release()
-
-    async def _wait(self, owner: str, to: A | None) -> Lease[A, V]:
-        rules, began = self.rules, trio.current_time()
-        delays = rules.config.retry.delays(self._rand)
-        woken = trio.Event()
-        waiter = rules.wait(owner, to, began, lambda: woken.set())
-        while True:
-            await self._wait_woken(waiter, woken)
-            if waiter.lease is not None:
-                rules.figures.waits.add(trio.current_time() - began)
-                return waiter.lease
-            fault = waiter.fault
-            assert fault is not None
-            if not rules.may_go_elsewhere(waiter):
-                await self._wait_retry(fault, next(delays, None) if fault.retryable else None)
-                waiter.tried.clear()
-            rules.figures.retries[f"{fault.phase}.{fault.kind}"] += 1
-            woken = trio.Event()
-            rules.wait_again(waiter, trio.current_time())
-
-    async def _wait_woken(self, waiter: Waiter[A, V], woken: trio.Event) -> None:
-        self._decide_soon()
-        try:
-            await woken.wait()
-        except BaseException:
-            self.rules.abandon(waiter)
-            self._decide_soon()
-            raise
-
-    async def _wait_retry(self, fault: Fault, delay: float | None) -> None:
-        if delay is None:
-            raise Unavailable(fault)
-        if not self._budget.allow_retry(trio.current_time()):
-            self.rules.figures.denied_retries += 1
-            raise Unavailable(fault)
-        await trio.sleep(delay)
 
     # Told from outside
 
