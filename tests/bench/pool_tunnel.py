@@ -148,8 +148,9 @@ def first_byte(rtt: float, where: str) -> dict[str, float]:
         return values
 
 
-def kill() -> dict[str, Any]:
-    """The busiest of three addresses of the server falls silent: what visitors see of it, new ones and those inside."""
+def kill(which: str) -> dict[str, Any]:
+    """One of three addresses of the server falls silent, the ``busiest`` or the ``idlest``: what its visitors,
+    those of the others and new ones see of it."""
     with ExitStack() as stack:
         here = Place()
         tunnel = Tunnel(Scene(new_folder(stack), here, here, here), stack)
@@ -165,12 +166,13 @@ def kill() -> dict[str, Any]:
             load = tunnel.run("load", ["tests.bench.visitors", "steady", "127.0.0.1", *numbers], here)
             time.sleep(KILL_AFTER_SECONDS)
             users = tunnel.users_by_port()
-            dead = max(freezers, key=lambda port: users.get(port, 0))
+            dead = (max if which == "busiest" else min)(users, key=lambda port: users[port])
             killed_at = time.monotonic()
             os.kill(freezers[dead].pid, signal.SIGUSR1)
             freezers[dead].wait_said("frozen")
             load.wait(lambda: load.said().endswith("}\n"), "ends", seconds + GRACE_SECONDS)
-            return {"users": sorted(users.values(), reverse=True), **sum_up(json.loads(load.said()), killed_at)}
+            dead_users = users.pop(dead)
+            return {"users": [dead_users, *users.values()], **sum_up(json.loads(load.said()), killed_at)}
 
 
 Visit = tuple[float, float | None]  # seconds after the kill, milliseconds to the first byte
@@ -221,15 +223,22 @@ def first_byte_rows(results: Mapping[str, Mapping[str, float]]) -> list[str]:
     return lines
 
 
-def kill_rows(found: Mapping[str, Any]) -> list[str]:
+def kill_table(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    columns = [kill_rows(found) for found in runs.values()]
+    heads = " | ".join(f"the {which}" for which in runs)
+    lines = [f"| one of three server addresses falls silent | {heads} |", "|---|" + "--:|" * len(runs)]
+    return lines + [f"| {row} | " + " | ".join(column[row] for column in columns) + " |" for row in columns[0]]
+
+
+def kill_rows(found: Mapping[str, Any]) -> dict[str, str]:
     def shown(value: float | None) -> str:
         return "–" if value is None else f"{value:,.1f}"
 
-    rows = {
+    return {
         f"new visitors, {RATE} a second: p50 / p99 ms before": (
             f"{found['before_p50_ms']:.1f} / {found['before_p99_ms']:.1f}"
         ),
-        "visitors inside, by address; the first falls silent": " / ".join(map(str, found["users"])),
+        "visitors inside: its own / by the other addresses": " / ".join(map(str, found["users"])),
         "failed: under way at that moment": str(found["failed_under_way"]),
         "failed: came within a second after it / later": (
             f"{found['failed_new_first_second']} / {found['failed_new_later']}"
@@ -243,11 +252,6 @@ def kill_rows(found: Mapping[str, Any]) -> list[str]:
             f"{found['talkers_cut']} / {shown(found['talkers_kept_longest_ms'])}"
         ),
     }
-    return [
-        "| one of three server addresses falls silent | |",
-        "|---|--:|",
-        *(f"| {k} | {v} |" for k, v in rows.items()),
-    ]
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
@@ -262,7 +266,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "",
         *(first_byte_rows(report["first_byte"]) if report["first_byte"] else [f"Skipped: {report['skipped']}."]),
         "",
-        *(kill_rows(report["kill"]) if report["kill"] else []),
+        *(kill_table(report["kill"]) if report["kill"] else []),
         "",
         *wrap(LEGEND, 120),
     ]
@@ -300,7 +304,7 @@ def main(argv: Sequence[str]) -> int:
                     report["first_byte"][named] = first_byte(rtt, where)
                     say(f"{named}: {report['first_byte'][named]}")
         if options.only != "first-byte":
-            report["kill"] = kill()
+            report["kill"] = {which: kill(which) for which in ("busiest", "idlest")}
     except Failed as exc:
         print(f"the benchmark itself failed: {exc}", file=sys.stderr)
         return 1
