@@ -1,6 +1,8 @@
 """What is opened, and when: for those who wait at once, ahead of need at a rate. Used by `rules`."""
 
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from itertools import count
 from math import inf
 from typing import Generic
 
@@ -109,13 +111,26 @@ class Filling(Generic[A, V]):
                 roster.begin(site, None, now)
             del roster.dirty[site]
             roster.forget_if_empty(site)
-        target = self.wanted(now)
-        while roster.in_service < target and self._has_slot():
-            sites = (site for site in roster.usable() if not site.is_quarantined and roster.has_room_at(site))
-            emptiest = min(sites, key=lambda s: (s.backup, s.in_service / s.weight, s.turn), default=None)
-            if emptiest is None or not self._may_prepare(now):
-                return
-            roster.begin(emptiest, None, now)
+        missing = self.wanted(now) - roster.in_service
+        if missing > 0 and self._has_slot():
+            self._fill_emptiest(missing, now)
+
+    def _fill_emptiest(self, missing: int, now: float) -> None:
+        numbers = count()  # two that are alike are taken in their order
+        sites = [self._emptiness(site, next(numbers)) for site in self._roster.usable() if self._may_fill(site)]
+        heapify(sites)
+        while missing > 0 and sites and self._may_prepare(now):
+            *_, site = heappop(sites)
+            self._roster.begin(site, None, now)
+            missing -= 1
+            if self._may_fill(site):
+                heappush(sites, self._emptiness(site, next(numbers)))
+
+    def _may_fill(self, site: Site[A, V]) -> bool:
+        return not site.is_quarantined and self._roster.has_room_at(site)
+
+    def _emptiness(self, site: Site[A, V], number: int) -> tuple[bool, float, float, int, Site[A, V]]:
+        return site.backup, site.in_service / site.weight, site.turn, number, site
 
     def _has_slot(self) -> bool:
         """If not, the end of an opening, or of a member, brings us back."""
