@@ -3,12 +3,15 @@
 import random
 from collections.abc import Callable
 
+from attrs import evolve
+
 from tunnel.config import PoolConfig
 from tunnel.faults import Fault, Kind, Phase
-from tunnel.pool.members import Lease, Member, Waiter
+from tunnel.pool.members import Lease, Member, Place, Waiter
 from tunnel.pool.roster import Close, Leaked, Open, Probe
 from tunnel.pool.rules import Rules
 
+QUIET = PoolConfig(max_age=None, idle_limit=None, probe_interval=None)  # nothing happens by itself
 REFUSED = Fault(Phase.DIAL, Kind.REFUSED, True, "connection refused")
 RESET = Fault(Phase.VALIDATE, Kind.RESET, True, "reset by peer")
 
@@ -133,3 +136,18 @@ class Desk:
         lease.release(good=good)
         self.act()
         self.decide()
+
+
+def desk_with(
+    *places: Place[str] | str, capacity: int = 1, reusable: bool = True, rand: float = 0.0, **config: object
+) -> Desk:
+    """All that is opened at the start is ready."""
+    desk = Desk(evolve(QUIET, **config), capacity=capacity, reusable=reusable, rand=lambda: rand)
+    desk.rules.list_places([p if isinstance(p, Place) else Place(p) for p in places], desk.now)
+    desk.decide()
+    desk.open()
+    return desk
+
+
+def in_service(desk: Desk) -> dict[str, int]:
+    return {site.address: site.in_service for site in desk.roster.sites.values()}

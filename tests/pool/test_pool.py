@@ -8,15 +8,13 @@ import trio
 from attrs import define, evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pool_rig import FakeConnection, FakeLease
+from pool_rig import QUIET, FakeConnection, FakeLease
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tunnel.backoff import LinearPolicy, RetryBudget, RetryPolicy
 from tunnel.config import PoolConfig
 from tunnel.faults import Kind, Phase
 from tunnel.pool import Place, Pool, Unavailable, Use, running
-
-QUIET = PoolConfig(max_age=None, idle_limit=None, probe_interval=None)
 
 
 class Service:

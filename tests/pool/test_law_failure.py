@@ -1,0 +1,111 @@
+"""What the pool's law does about failures: quarantines, probes and losses at exact virtual times."""
+
+from attrs import evolve
+from pool_rig import QUIET, REFUSED, RESET, Desk, desk_with
+
+from tunnel.backoff import LinearPolicy, RetryPolicy
+from tunnel.faults import Kind
+from tunnel.pool.members import Place
+from tunnel.pool.quarantine import GIVEN_UP_SECONDS
+
+DOUBLING = RetryPolicy(initial_delay=1.0, factor=2.0, max_delay=30.0, max_retries=None)
+
+
+def test_an_address_that_fails_is_tried_by_one_prober_after_the_delays_of_the_policy() -> None:
+    desk = Desk(evolve(QUIET, min=3, quarantine=DOUBLING))
+    desk.rules.list_places([Place("one")], 0.0)
+    desk.decide()
+    assert len(desk.opening) == 3
+    desk.fail()
+    for when in (1.0, 3.0, 7.0, 15.0):
+        desk.run_until(when - 0.01)
+        assert desk.opening == []
+        desk.run_until(when)
+        desk.fail()
+    assert [when for when, _ in desk.begun[3:]] == [1.0, 3.0, 7.0, 15.0]
+
+
+def test_an_address_recovers_with_its_prober_and_is_filled_again() -> None:
+    desk = Desk(evolve(QUIET, min=3))
+    desk.rules.list_places([Place("one")], 0.0)
+    desk.decide()
+    desk.fail()
+    desk.run_until(1.0)
+    assert len(desk.opening) == 1
+    desk.open()
+    site = desk.roster.sites["one"]
+    assert (site.in_service, site.failures, site.fault, site.is_quarantined) == (3, 0, None, False)
+
+
+def test_a_policy_without_more_retries_leaves_an_address_alone_for_an_hour() -> None:
+    desk = Desk(evolve(QUIET, min=1, quarantine=LinearPolicy(step=1.0, max_retries=1)))
+    desk.rules.list_places([Place("one")], 0.0)
+    desk.decide()
+    desk.fail()
+    desk.run_until(0.0)
+    desk.fail()
+    desk.run_until(5000.0)
+    assert [when for when, _ in desk.begun] == [0.0, 0.0, GIVEN_UP_SECONDS]
+
+
+def test_who_asks_for_an_address_in_quarantine_shares_the_outcome_of_one_opening() -> None:
+    desk = desk_with("one")
+    desk.wait()
+    desk.fail()
+    waiters = [desk.wait(to="one") for _ in range(5)]
+    assert len(desk.opening) == 1
+    desk.fail()
+    assert [waiter.fault for waiter in waiters] == [REFUSED] * 5
+    waiters = [desk.wait(to="one") for _ in range(5)]
+    desk.open(desk.opening[0])
+    assert [waiter.lease is not None for waiter in waiters] == [True, False, False, False, False]
+    assert len(desk.opening) == 4  # it is well again: each has an opening of its own
+
+
+def test_those_who_ask_do_not_put_off_the_probe() -> None:
+    desk = Desk(evolve(QUIET, min=1, quarantine=LinearPolicy(step=10.0, max_retries=None)))
+    desk.rules.list_places([Place("one")], 0.0)
+    desk.decide()
+    desk.fail()
+    desk.run_until(0.0)
+    desk.fail()  # the next probe is due at 10 s
+    for when in (3.0, 9.0):
+        desk.run_until(when)
+        desk.wait(to="one")
+        desk.fail()
+    desk.begun.clear()
+    desk.run_until(12.0)
+    assert desk.begun == [(10.0, "one")]
+
+
+def test_a_connection_lost_soon_counts_as_one_that_could_not_be_opened_and_a_steady_one_does_not() -> None:
+    desk = desk_with("one", "two", min=2, min_per_address=1)
+    first, second = (desk.roster.by_value[id(value)] for value in desk.values)
+    desk.now = 4.0
+    desk.rules.lost(first, RESET, 4.0)
+    desk.now = 6.0
+    desk.rules.lost(second, RESET, 6.0)
+    assert [desk.roster.sites[member.address].is_quarantined for member in (first, second)] == [True, False]
+
+
+def test_leases_of_a_lost_connection_are_not_those_of_its_successor() -> None:
+    desk = desk_with("one", capacity=2, min=1)
+    lease = desk.take()
+    assert lease is not None
+    desk.rules.lost(lease.member, RESET, desk.now)
+    desk.run_until(1.0)
+    desk.open()
+    desk.release(lease, good=False)
+    assert [value.closes for value in desk.values] == [1, 0]
+    assert [desk.take() is not None for _ in range(3)] == [True, True, False]
+
+
+def test_what_closes_right_after_its_validation_is_a_failure_and_not_a_loop() -> None:
+    desk = desk_with("one")
+    waiter = desk.wait()
+    member = desk.opening[0]
+    desk.connect(member).dead = "closed by the peer"
+    desk.validate(member)
+    assert waiter.fault is not None
+    assert (waiter.fault.kind, desk.values[0].closes) == (Kind.RESET, 1)
+    assert desk.roster.sites["one"].is_quarantined
