@@ -13,9 +13,8 @@ from tunnel.config import PoolConfig
 from tunnel.faults import Phase
 from tunnel.pool import Place, Pool, Unavailable, Use, running
 
-Task = tuple[
-    float, str | None, float, float, bool
-]  # when it begins, where to, its patience, its use, and how that ends
+# When it begins, where to, its patience, its use, and how that ends.
+Task = tuple[float, str | None, float, float, bool]
 
 
 class Chaos:

@@ -2,7 +2,10 @@
 
 `members`     what a pool is made of            `demand`      how many to have ready
 `roster`      who is in it, counted             `rules`       who is lent what, and what is opened and closed: sans IO
-`figures`, `statistics`  what is counted, told  `core`        the running pool
+`figures`, `statistics`  what is counted, told  `core`, `request`  the running pool, one who waits for it
+
+`rules` puts together, each with one idea: `choice` (which address, which member), `line` (those who wait), `lending`,
+`filling` (what is opened), `upkeep` (age, idleness, probes), `quarantine`, `places` (told from outside), `timers`.
 """
 
 from tunnel.pool.core import Pool, Unavailable, running

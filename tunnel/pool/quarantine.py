@@ -63,7 +63,7 @@ class Quarantine(Generic[A, V]):
             if (site.prober, site.probe_at) == planned:  # else it recovered meanwhile, or a newer timer runs
                 self._probe(site, now)
 
-        self._roster.at(when, probe)
+        self._roster.timers.at(when, probe)
 
     def _probe(self, site: Site[A, V], now: float) -> None:
         """The delay is over: one try, unless nobody relies on that address."""

@@ -1,10 +1,8 @@
 """Who is in a pool, in which state, and how many: the bookkeeping under `rules`, which alone decides."""
 
-import heapq
 import random
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from math import inf
 from typing import Generic
 
 from attrs import frozen
@@ -12,6 +10,7 @@ from attrs import frozen
 from tunnel.config import PoolConfig
 from tunnel.pool.figures import Figures
 from tunnel.pool.members import A, Lease, Member, Site, State, V, Waiter
+from tunnel.pool.timers import Timers
 
 
 @frozen
@@ -60,7 +59,7 @@ class Roster(Generic[A, V]):
         self.hungry: dict[Site[A, V], None] = {}  # somebody waits there for an opening that may be possible now
         self.numbers = count(1)
         self.rand = rand
-        self._timers: list[tuple[float, int, Callable[[float], None]]] = []
+        self.timers = Timers()
 
     # Sites
 
@@ -114,6 +113,14 @@ class Roster(Generic[A, V]):
             return False
         self.drop(longest, "evicted")
         return True
+
+    def shed(self) -> None:
+        """Limits were lowered: close what is idle beyond them."""
+        for site in list(self.sites.values()):
+            while len(site.members) - site.ageing > self.config.max_per_address and self.evict(site):
+                pass
+        while self.total - len(self.ageing) > self.config.max and self.evict():
+            pass
 
     # Opening
 
@@ -234,21 +241,6 @@ class Roster(Generic[A, V]):
             step = 1 if is_counted else -1
             self.in_service += step
             member.site.in_service += step
-
-    # Timers
-
-    def at(self, when: float, act: Callable[[float], None]) -> None:
-        """Call `act(now)` once it is `when`."""
-        if when < inf:
-            heapq.heappush(self._timers, (when, next(self.numbers), act))
-
-    def run_timers(self, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2](now)
-
-    @property
-    def next_timer(self) -> float:
-        return self._timers[0][0] if self._timers else inf
 
 
 def _evictable(idle: Iterable[Member[A, V]]) -> Iterator[Member[A, V]]:

@@ -54,9 +54,7 @@ class Rules(Generic[A, V]):
         self.figures = self.roster.figures
         self._line: Line[A, V] = Line(self.roster)
         self._choice: Choice[A, V] = Choice(self.roster, capacity=capacity if reusable else 1)
-        self._lending = Lending(
-            self.roster, self._choice, self._line, reusable=reusable, now=now, released=released
-        )  # fmt: skip
+        self._lending = Lending(self.roster, self._choice, self._line, reusable=reusable, now=now, released=released)
         self._filling = Filling(self.roster, self._choice, self._line, reusable=reusable)
         self._upkeep = Upkeep(self.roster, self._filling)
         self._quarantine = Quarantine(self.roster)
@@ -79,9 +77,8 @@ class Rules(Generic[A, V]):
     def waiting(self) -> int:
         return self._line.waiting
 
-    @property
-    def arrivals_per_second(self) -> Callable[[float], float]:
-        return self._filling.arrivals.per_second
+    def arrivals_per_second(self, now: float) -> float:
+        return self._filling.arrivals.per_second(now)
 
     def wanted(self, now: float) -> int:
         """How many members there should be, ready or in use."""
@@ -208,14 +205,14 @@ class Rules(Generic[A, V]):
         """Bring the pool nearer to what it should be; returns when to ask again, should nothing happen before."""
         if self.is_closed:
             return inf
-        self.roster.run_timers(now)
+        self.roster.timers.run(now)
         self._lending.count_overdue(now)
         if self.capacity > 1 and self.waiting:  # users without a lease come and go unseen
             self._lending.offer_room(list(self.roster.sites.values()), now)
         self._filling.serve(now)
         self._filling.fill(now)
         self._upkeep.replace(now)
-        return min(self.roster.next_timer, self._filling.next_at, self._lending.next_overdue)
+        return min(self.roster.timers.next_at, self._filling.next_at, self._lending.next_overdue)
 
     # Told from outside
 
@@ -232,16 +229,10 @@ class Rules(Generic[A, V]):
         before, self.roster.config = self.config, config
         if config.fill_rate != before.fill_rate:
             self._filling.set_rate()
-        aged = (config.max_age, config.age_jitter) != (before.max_age, before.age_jitter)
-        watched = (config.idle_limit, config.probe_interval) != (before.idle_limit, before.probe_interval)
         for site in self.roster.sites.values():
             self.roster.touch(site)
-            for member in list(site.members.values()) if aged or watched else ():
-                self._upkeep.renew(member, now, aged=aged)
-            while len(site.members) - site.ageing > config.max_per_address and self.roster.evict(site):
-                pass
-        while self.roster.total - len(self.roster.ageing) > config.max and self.roster.evict():
-            pass
+        self._upkeep.renew(before, now)
+        self.roster.shed()
 
     def close(self) -> None:
         """Nobody may use the pool any more: close all that is not lent for good."""

@@ -3,6 +3,7 @@
 from math import inf
 from typing import Generic
 
+from tunnel.config import PoolConfig
 from tunnel.pool.filling import Filling
 from tunnel.pool.members import A, Member, Site, State, V
 from tunnel.pool.roster import Probe, Roster
@@ -24,12 +25,18 @@ class Upkeep(Generic[A, V]):
         member.retire_at = now + self._lifetime()
         self._watch(member, now)
 
-    def renew(self, member: Member[A, V], now: float, *, aged: bool) -> None:
-        """The limits have changed, that of its age among them if it is `aged`."""
-        if member.opened_at < inf and member.is_counted:
-            if aged:
-                member.retire_at = member.opened_at + self._lifetime()
-            self._watch(member, now)
+    def renew(self, before: PoolConfig, now: float) -> None:
+        """The limits have changed: those of members in service begin anew."""
+        config = self._roster.config
+        aged = (config.max_age, config.age_jitter) != (before.max_age, before.age_jitter)
+        if not aged and (config.idle_limit, config.probe_interval) == (before.idle_limit, before.probe_interval):
+            return
+        for site in self._roster.sites.values():
+            for member in site.members.values():
+                if member.opened_at < inf and member.is_counted:
+                    if aged:
+                        member.retire_at = member.opened_at + self._lifetime()
+                    self._watch(member, now)
 
     def replace(self, now: float) -> None:
         """Let members go that are past their age, once their successors are in service."""
@@ -58,7 +65,7 @@ class Upkeep(Generic[A, V]):
                 when = since + limit
                 due.append(when if is_idle and when > now + EPSILON else now + limit)
         number = member.watch = member.watch + 1
-        self._roster.at(min(due), lambda later: self._check(member, number, later))
+        self._roster.timers.at(min(due), lambda later: self._check(member, number, later))
 
     def _check(self, member: Member[A, V], number: int, now: float) -> None:
         if member.watch != number or member.value is None or not member.is_counted:
