@@ -289,7 +289,7 @@ async def test_a_pool_that_fails_by_a_bug_is_logged_and_begins_again_after_a_sec
         def bug(now: float) -> None:
             raise ZeroDivisionError("a bug")
 
-        route.pool.rules.roster.at(10.0, bug)
+        route.pool.rules.roster.timers.at(10.0, bug)
         route.pool.mark(next(iter(route.pool.rules.roster.sites)), None)  # so that it looks at its timers again
         await trio.sleep(10.5)
         assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == [
