@@ -109,3 +109,17 @@ def test_what_closes_right_after_its_validation_is_a_failure_and_not_a_loop() ->
     assert waiter.fault is not None
     assert (waiter.fault.kind, desk.values[0].closes) == (Kind.RESET, 1)
     assert desk.roster.sites["one"].is_quarantined
+
+
+def test_a_probe_that_was_put_off_for_somebody_s_own_try_does_not_come_before_the_next_delay_is_over() -> None:
+    desk = Desk(evolve(QUIET, min=1, quarantine=RetryPolicy(initial_delay=10.0, factor=2.0)))
+    desk.rules.list_places([Place("one")], 0.0)
+    desk.decide()
+    desk.fail()
+    desk.run_until(9.5)
+    desk.wait(to="one")
+    desk.run_until(10.5)
+    desk.fail()
+    desk.begun.clear()
+    desk.run_until(40.0)
+    assert desk.begun == [(30.5, "one")]

@@ -111,6 +111,18 @@ def test_an_aged_member_in_use_is_closed_when_its_user_is_done() -> None:
     assert desk.rules.figures.retired == {"age": 1}
 
 
+def test_an_aged_member_in_use_keeps_its_place_once_its_successor_is_there() -> None:
+    desk = desk_with("one", min=1, max=1, max_age=100.0)
+    lease = desk.take()
+    desk.run_until(100.0)
+    desk.open()
+    waiter = desk.wait(to="two")
+    assert (desk.roster.total, waiter.member) == (2, None)
+    desk.release(lease)
+    assert waiter.member is not None
+    assert desk.roster.total == 1
+
+
 def test_age_is_no_reason_to_keep_a_member_where_the_wanted_number_cannot_be_reached() -> None:
     desk = desk_with("one", min=4, max_per_address=2, max_age=100.0)
     desk.run_until(100.0)

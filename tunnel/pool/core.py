@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Pool(Generic[A, V]):
-    """Made by anybody, used while `run` does. All its methods are for tasks of one Trio run.
+    """Made by anybody, used while `run` does, which is once. All its methods are for tasks of one Trio run.
 
     `name` says in logs what is pooled. `budget` bounds the retries of all its users together.
     """
