@@ -36,6 +36,17 @@ def test_a_burst_on_cold_addresses_is_spread() -> None:
     assert sorted(address for _, address in desk.begun) == ["one"] * 2 + ["two"] * 4
 
 
+def test_a_burst_makes_up_for_the_load_there_is() -> None:
+    desk = desk_with("one", "two")
+    for _ in range(2):
+        desk.wait(to="one")
+    desk.open()
+    desk.begun.clear()
+    for _ in range(4):
+        desk.wait()
+    assert sorted(address for _, address in desk.begun) == ["one", "two", "two", "two"]
+
+
 def test_who_finds_the_best_address_full_is_sent_to_the_next() -> None:
     desk = desk_with("one", "two", max_per_address=1)
     waiters = [desk.wait() for _ in range(3)]
@@ -151,6 +162,24 @@ def test_a_lowered_most_holds_as_soon_as_users_let_it() -> None:
     assert waiter.member is not None
 
 
+def test_a_down_address_s_connection_is_kept_for_nobody() -> None:
+    desk = desk_with("one")
+    desk.rules.mark("one", "no answer", desk.now)
+    by_name = desk.wait(to="one")
+    desk.open()
+    desk.release(by_name.lease)
+    assert desk.values[0].closes == 1
+
+
+def test_a_connection_that_opens_after_its_address_was_removed_is_closed() -> None:
+    desk = desk_with("one")
+    desk.wait()
+    desk.rules.list_places([Place("two")], desk.now)
+    desk.decide()
+    desk.open(desk.opening[0])
+    assert [(value.address, value.closes) for value in desk.values] == [("one", 1)]
+
+
 def test_a_removed_address_lives_on_with_its_users_only() -> None:
     desk = desk_with("one", "two", min=2, min_per_address=1)
     lease = desk.take(to="one")
@@ -201,6 +230,19 @@ def test_those_who_waited_longest_are_served_first_and_one_who_comes_back_has_it
         lease = next(w.lease for w in (first, second, third) if w.lease is not None and not w.lease.is_released)
         served.append(lease.owner)
     assert served == ["first", "second", "third"]
+
+
+def test_who_comes_back_to_the_line_takes_what_has_become_free_meanwhile() -> None:
+    desk = desk_with("one", "two", min=1, max_per_address=1)
+    first = desk.take()
+    assert first is not None
+    waiter = desk.wait()
+    desk.fail()  # at the other address
+    assert waiter.fault is not None
+    desk.release(first)
+    desk.rules.wait_again(waiter, desk.now)
+    assert waiter.lease is not None
+    assert waiter.lease.value is first.value
 
 
 def test_a_leak_is_counted_once_under_its_owner_and_owners_are_bounded() -> None:

@@ -154,6 +154,7 @@ def test_the_idle_limit_closes_only_what_is_surplus() -> None:
     closed_before = sum(value.closes for value in desk.values)
     desk.run_until(200.0)
     assert (closed_before, in_service(desk)) == (0, {"one": 2})
+    assert sum(value.closes for value in desk.values) == 1
 
 
 def test_a_member_asked_for_by_address_alone_is_closed_after_its_idle_limit() -> None:

@@ -95,7 +95,7 @@ class Pool(Generic[A, V]):
             self._act()
         self._changed.set()
 
-    # Opening, validating
+    # Opening, validating: cancelled only with `run`, which then closes what was half open
 
     async def _open(self, member: Member[A, V]) -> None:
         rules, config = self.rules, self.rules.config
@@ -114,10 +114,6 @@ class Pool(Generic[A, V]):
                 await self._use.validate(value)
         except Exception as exc:
             self._failed(member, exc)
-        except BaseException:
-            rules.cancelled(member)
-            self._act()
-            raise
         else:
             rules.passed(member, trio.current_time())
         self._decide_soon()
