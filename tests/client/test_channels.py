@@ -89,7 +89,7 @@ class Relay:
     channels: list[Channel] = field(factory=list)
     retired: list[tuple[float, Channel]] = field(factory=list)
 
-    def add_channel(self, parts: Stream, *, masks: bool, on_lost: Callable[[str], None]) -> Channel:
+    def add_channel(self, parts: Stream, *, masks: bool, on_lost: Callable[[str], None], place: str = "") -> Channel:
         assert masks, "a client masks what it sends"
         self.channels.append(Channel(self, parts, on_lost))
         return self.channels[-1]
@@ -294,7 +294,7 @@ async def test_cancelled_at_each_await_an_opening_leaves_no_socket(world: World)
         world.tickets.add(("one",))
         (await world.channels._open(A, world.phases.append)).channel.close()
 
-    assert await cancelled_everywhere(open_one) > 3
+    assert await cancelled_everywhere(open_one) >= 2
     assert [one for one in world.streams if one.is_open] == []
 
 
@@ -321,7 +321,7 @@ async def test_cancelled_at_each_await_the_channels_leave_no_socket_but_the_rela
 async def test_a_connection_that_ends_as_the_relay_takes_it_is_a_failed_opening(
     world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def add_channel(self: Relay, parts: Stream, *, masks: bool, on_lost: Callable[[str], None]) -> Channel:
+    def add_channel(self: Relay, parts: Stream, *, on_lost: Callable[[str], None], **_: Any) -> Channel:
         channel = Channel(self, parts, on_lost)
         self.channels.append(channel)
         channel.lost("the peer closed it")
@@ -438,10 +438,11 @@ async def test_visitors_that_come_are_counted_whoever_put_them_on_a_channel(
     world: World, autojump_clock: MockClock
 ) -> None:
     async with world.running(A) as relay:
+        await trio.sleep(0.5)  # between its looks
         for _ in range(60):
             relay.opened_total += 20
             await trio.sleep(1)
-        assert world.stats["arrivals_per_second"] == pytest.approx(20, rel=0.15)
+        assert world.stats["arrivals_per_second"] == pytest.approx(20, rel=0.01)
         await trio.sleep(60)
         assert world.stats["arrivals_per_second"] < 0.01
 

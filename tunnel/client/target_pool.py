@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 
+import trio
 from attrs import evolve
 
 from tunnel.addresses import Target
@@ -14,8 +15,10 @@ from tunnel.faults import Phase
 from tunnel.pool import Place, Pool, Use
 from tunnel.relay import Stream
 from tunnel.relay.tls_leg import TlsLeg
-from tunnel.sockets import has_hung_up
+from tunnel.sockets import ENDED, UNREAD, has_hung_up, peek
 from tunnel.tls import TlsStream
+
+BRIEF_SECONDS = 1.0  # after it was opened; what a target said before it hung up later is a farewell to nobody (a 408)
 
 
 class TargetConnection:
@@ -27,10 +30,19 @@ class TargetConnection:
         self._sock = sock
         self._tls = tls
         self._is_gone = False
+        self._opened_at = trio.current_time()
 
     def peek(self) -> str | None:
         """A target may have spoken first; what it said stays there for the visitor."""
-        return "ended" if self._is_gone or has_hung_up(self._sock) else None
+        if self._is_gone:
+            return ENDED
+        return ENDED if has_hung_up(self._sock) and not self._has_said_all() else None
+
+    def _has_said_all(self) -> bool:
+        """It is one of those services that speak and hang up at once, and the visitor will hear it as it is meant."""
+        if trio.current_time() - self._opened_at > BRIEF_SECONDS:
+            return False
+        return (peek(self._sock) if self._tls is None else self._tls.peek()) == UNREAD
 
     def hand_over(self, stream: Stream) -> None:
         """It is `stream`'s from now on."""

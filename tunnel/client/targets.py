@@ -168,7 +168,7 @@ class ProxyRoute:
             self._hand_over(lease, stream)
 
     async def _dial_again(self, stream: Stream) -> None:
-        """A Unix socket's backlog was full, and the kernel tells of no event when there is room; or a pool has ended."""
+        """A Unix socket's backlog was full (the kernel tells of no event when there is room), or the pool has ended."""
         if self._tasks is None:
             stream.refuse(Abort.SESSION_ENDED)
             return
