@@ -36,6 +36,7 @@ class World:
     dials: list[float | Exception] = field(factory=list)
     changes: list[float | Exception] = field(factory=list)
     tries: list[tuple[float, str]] = field(factory=list)  # when it was dialled, and from where
+    avoided: list[tuple[str, str]] = field(factory=list)
     moves: list[tuple[float, str]] = field(factory=list)  # when it was there
 
     async def dial_other(self, than: ServerAddress) -> Reached:
@@ -43,6 +44,12 @@ class World:
         await self.meet(self.dials)
         others = [address for address in self.resolver.addresses if address != than] or [than]
         return Reached(Stream(), others[0])  # type: ignore[arg-type]
+
+    def avoid(self, address: ServerAddress) -> None:
+        self.avoided.append(("avoided", address.ip))
+
+    def refuse(self, address: ServerAddress) -> None:
+        self.avoided.append(("refused", address.ip))
 
     async def change(self, reached: Reached) -> None:
         await self.meet(self.changes)
@@ -200,3 +207,22 @@ async def test_a_bug_is_not_taken_for_a_peer_that_is_away(world: World, autojump
     with pytest.RaisesGroup(ZeroDivisionError):
         async with world.placed():
             await trio.sleep(1)
+
+
+@pytest.mark.parametrize(
+    ("problem", "what"),
+    [
+        (LOST, "avoided"),
+        (RemoteProtocolError("nonsense"), "avoided"),
+        (Refused("server_busy", "later", trust=False), "avoided"),
+        (Refused("token_refused", "who?", trust=True), "refused"),
+    ],
+    ids=str,
+)
+async def test_after_a_change_that_came_to_nothing_the_next_dial_begins_elsewhere(
+    problem: Exception, what: str, world: World, autojump_clock: MockClock
+) -> None:
+    world.changes = [problem]
+    async with world.placed():
+        await trio.sleep(3601)
+    assert (world.moves, world.avoided) == ([], [(what, B.ip)])

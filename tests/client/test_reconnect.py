@@ -74,9 +74,11 @@ class World:
 class Session:
     def __init__(self, world: World, connected: Any, heard: Any) -> None:
         self._world, self._connected, self._heard = world, connected, heard
+        self.control_at: ServerAddress | None = None
 
     async def run(self, reached: Reached, identity: Any) -> Goodbye:
         step = reached.step
+        self.control_at = reached.address
         self._world.epochs.append(identity.epoch)
         self._world.instances.add(identity.instance)
         if step[1]:
@@ -396,3 +398,14 @@ async def test_the_log_has_a_line_for_each_loss_and_no_more(
         "no session: the token is not known; trying again in 30 s",
         "no session: the token is not known; trying again in 60 s",
     ]
+
+
+async def test_an_address_that_refuses_does_not_keep_the_client_from_the_others(
+    client: Client, play: Callable[..., World], autojump_clock: MockClock
+) -> None:
+    """One of `servers` may be a stranger, or have an old certificate; where all refuse, a person has to help."""
+    client.apply([SetServers((HostPort("10.0.0.1", 8443), HostPort("10.0.0.2", 8443)))])
+    world = play((0, 0, NO_TRUST))
+    world.addresses = cycle(client._resolver.addresses)
+    await run_for(client, 100)
+    assert world.tries == [0, 0, 30, 30, 90, 90]

@@ -169,9 +169,48 @@ async def test_a_dial_that_overlaps_another_begins_elsewhere(
 
 
 async def test_what_is_to_be_left_is_asked_last(make_world: Callable[..., World], autojump_clock: MockClock) -> None:
-    world = make_world(0.0, 0.0, REFUSED)
-    assert (await world.turns.dial_other(world.address(2))).address == world.address(1)
-    assert [number for _, number in world.dials] == ["3", "1"]
+    world = make_world(REFUSED, 0.0, 0.0)
+    assert (await world.turns.dial_other(world.address(2))).address == world.address(3)
+    world.meets[2] = REFUSED
+    assert (await world.turns.dial_other(world.address(3))).address == world.address(2)
+    assert [number for _, number in world.dials] == ["1", "3", "1", "2"]
+
+
+async def test_who_is_to_go_elsewhere_and_was_not_welcome_there_goes_on_to_the_next(
+    make_world: Callable[..., World], autojump_clock: MockClock
+) -> None:
+    world = make_world(0.0, 0.0, 0.0)
+    here = (await world.turns.dial()).address
+    reached = []
+    for _ in range(4):
+        reached.append((await world.turns.dial_other(here)).address.ip)
+        world.turns.avoid(world.address(int(reached[-1][-1])))
+    assert reached == ["10.0.0.2", "10.0.0.3", "10.0.0.2", "10.0.0.3"]
+
+
+async def test_an_address_that_refused_us_is_left_out_for_half_a_minute_while_there_is_another(
+    make_world: Callable[..., World], autojump_clock: MockClock
+) -> None:
+    world = make_world(0.0, 0.0, n1=Refused("pin_mismatch", "no", trust=True))
+    turns = world.turns
+    with pytest.raises(Refused):
+        await turns.dial()
+    world.meets[1] = REFUSED
+    assert turns.has_another
+    with pytest.raises(PeerLost):
+        await turns.dial()
+    assert [number for _, number in world.dials] == ["1", "2"]
+
+    turns.refuse(world.address(2))
+    assert not turns.has_another
+    with pytest.raises(Refused):  # all did: they are asked as ever
+        await turns.dial()
+    await trio.sleep(30)
+    assert turns.has_another
+    world.dials.clear()
+    with pytest.raises(Refused):
+        await turns.dial()
+    assert [number for _, number in world.dials] == ["2", "1"]
 
 
 async def test_where_there_is_no_other_it_is_the_same(
