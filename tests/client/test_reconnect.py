@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from itertools import accumulate, chain, islice, repeat
+from itertools import accumulate, chain, cycle, islice, repeat
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from tunnel.client import app as app_module
 from tunnel.client.app import Client
 from tunnel.client.resolver import ServerAddress
 from tunnel.config import ClientConfig, Limits, ProxyConfig
+from tunnel.config_diff import SetServers
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Status, Welcome
 
@@ -57,6 +58,7 @@ class World:
         self.epochs: list[int] = []
         self.instances: set[str] = set()
         self.once: set[bool] = set()
+        self.addresses: Iterator[ServerAddress] = repeat(ADDRESS)
 
     async def reach(self, dial: Callable[[], Awaitable[Any]], *, failed: Any, once: bool = False) -> Reached:
         self.tries.append(trio.current_time())
@@ -65,7 +67,7 @@ class World:
         await trio.sleep(step[0])
         if step[1] == 0 and isinstance(step[2], PeerLost):
             raise step[2]
-        return Reached(step)
+        return Reached(step, next(self.addresses))
 
     def session(self, config: ClientConfig, *, connected: Any, heard: Any, **_: Any) -> "Session":
         return Session(self, connected, heard)

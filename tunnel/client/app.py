@@ -81,6 +81,9 @@ class Client:
                 why = exc
             announced = why is None
             why = why or PeerLost("the server is stopping")
+            if self._is_wanted_elsewhere(why):
+                self._lose(why, 0.0)
+                continue
             if once:
                 raise why
             if trio.current_time() - self._reached_at > STEADY_SECONDS:
@@ -101,19 +104,27 @@ class Client:
         self._reached_at = trio.current_time()
         self._epoch += 1
         identity = Identity(self.config.token, self._instance, self._epoch)
-        self._session = ClientSession(
+        session = self._session = ClientSession(
             self.config, dialer=self._dialer, resolver=self._resolver, turns=self._turns,
             engine=self.engine, routes=self._routes,
             connected=self._welcomed, heard=self._post, drained=self._drained,
         )  # fmt: skip
         try:
-            goodbye = await self._session.run(reached, identity)
+            goodbye = await session.run(reached, identity)
+        except Refused as exc:
+            if _is_for_address(exc):
+                self._turns.refuse(reached.address)
+            raise
         except (PeerLost, RemoteProtocolError):
-            self._turns.avoid(reached.address)
+            self._turns.avoid(session.control_at or reached.address)
             raise
         finally:
             self._session = None
         self._part(goodbye)
+
+    def _is_wanted_elsewhere(self, why: TunnelError) -> bool:
+        """Whether one address refused us, and another might not: `servers` may name a stranger by mistake."""
+        return _is_for_address(why) and self._turns.has_another
 
     async def run_routes(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the connections to targets, in and between sessions, until cancelled."""
@@ -151,7 +162,7 @@ class Client:
 
     def _welcomed(self, welcome: Welcome) -> None:
         self._name, self._since = welcome.client, utc_now()
-        log.debug("connected to %s as '%s'", self.config.servers[0], welcome.client)
+        log.debug("connected to %s as '%s'", self._session and self._session.control_at, welcome.client)
         self._move("connected", welcome.client)
 
     def _unanswered(self, problem: PeerLost) -> None:
@@ -309,6 +320,11 @@ def _because(update: ProxyStatusUpdate) -> str:
     if update.status is Status.HEALTHY:
         return f" at {update.publish_addr}:{update.publish_port}"
     return f" ({update.reason}): {update.error_message}"
+
+
+def _is_for_address(why: TunnelError) -> bool:
+    """Whether that is the word of one address of the server, and for a person to mend."""
+    return isinstance(why, Refused) and why.trust and why.reason != "identity_held"
 
 
 def _own_status(name: str, addr: str, port: int, reason: Reason, message: str) -> ProxyStatusUpdate:

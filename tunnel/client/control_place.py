@@ -38,7 +38,7 @@ async def keep_control_placed(
         try:
             with trio.fail_after(DIAL_SECONDS):
                 reached = await turns.dial_other(at)
-            await change(reached)
+            await _try_change(reached, change, turns)
         except (PeerLost, Refused, RemoteProtocolError, trio.TooSlowError) as exc:
             log.warning("the control channel stays at %s for now: %s", at, str(exc) or "no answer")
             await trio.sleep(next(delays))  # still due then, unless it was for an address that has come back
@@ -46,6 +46,18 @@ async def keep_control_placed(
             log.info("the control channel moved from %s to %s", at, reached.address)
             at, delays = reached.address, RETRY.delays(rand)
             due = trio.current_time() + _lifetime(config(), rand)
+
+
+async def _try_change(reached: Reached, change: Callable[[Reached], Awaitable[None]], turns: Turns) -> None:
+    """So that the next try, should there be one, begins elsewhere."""
+    try:
+        await change(reached)
+    except Refused as exc:
+        turns.refuse(reached.address) if exc.trust else turns.avoid(reached.address)
+        raise
+    except (PeerLost, RemoteProtocolError):
+        turns.avoid(reached.address)
+        raise
 
 
 def _lifetime(config: PoolConfig, rand: Callable[[], float]) -> float:

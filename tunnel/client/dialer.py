@@ -21,6 +21,7 @@ PAUSE_SECONDS = (0.7, 1.0)  # from one dial's start to the next while nothing an
 OVERLAP_SECONDS = 2.0  # a dial unanswered for so long is joined by another: a lost SYN or a dead route costs no more
 MAX_DIALS = 3  # at a time
 DIAL_SECONDS = 10.0  # each
+REFUSED_SECONDS = 30.0  # that an address is left out after it refused us: only a person can mend that
 STAGGER_SECONDS = 0.25  # within a dial, from one address to the next while nothing answers (RFC 8305 §5)
 
 
@@ -100,30 +101,38 @@ class Reached:
 
 
 class Turns:
-    """The server's addresses in turn: one that answers is asked first again, one that failed last."""
+    """The server's addresses in turn: one that answers is asked first again, one that failed last.
+
+    One that refused us for good (another server's, perhaps) is left out for a while, as long as there are others.
+    """
 
     def __init__(self, dialer: Dialer, resolver: Resolver) -> None:
         self._dialer = dialer
         self._resolver = resolver
         self._first: ServerAddress | None = None
+        self._refused_until: dict[ServerAddress, float] = {}
 
-    async def dial(self) -> Reached:
+    async def dial(self, *, last: ServerAddress | None = None) -> Reached:
         """A connection to whichever address answers first, each given a start over the next.
 
         Raises as `Dialer.dial` does; where an answer was no good, the next dial begins at another address. The caller
         holds the deadline.
         """
-        addresses = self._order(await self._resolver.find())
+        turns = self._order(await self._resolver.find())
+        addresses = sorted(turns, key=last.__eq__) if last is not None else turns
         sock, address = await _connect(addresses)
         self.avoid(address)  # until it has proven itself: a dial that overlaps this one begins elsewhere
-        reached = Reached(await self._dialer.shake_hands(sock, address), address)
+        try:
+            reached = Reached(await self._dialer.shake_hands(sock, address), address)
+        except Refused:
+            self.refuse(address)
+            raise
         self._first = address
         return reached
 
     async def dial_other(self, than: ServerAddress) -> Reached:
-        """A connection to another address than `than`, if there is one."""
-        self.avoid(than)
-        return await self.dial()
+        """A connection to another address than `than`, if there is one; to which one, the dials before tell."""
+        return await self.dial(last=than)
 
     def avoid(self, address: ServerAddress) -> None:
         """It has failed, or is to be left: begin behind it."""
@@ -131,9 +140,25 @@ class Turns:
         if address in addresses:
             self._first = addresses[(addresses.index(address) + 1) % len(addresses)]
 
+    def refuse(self, address: ServerAddress) -> None:
+        """It would not have us, or we not trust it."""
+        now = trio.current_time()
+        self._refused_until = {other: until for other, until in self._refused_until.items() if until > now}
+        self._refused_until[address] = now + REFUSED_SECONDS
+        self.avoid(address)
+
+    @property
+    def has_another(self) -> bool:
+        """Whether there is an address that did not refuse us lately."""
+        return any(not self._is_refused(address) for address in self._resolver.addresses)
+
+    def _is_refused(self, address: ServerAddress) -> bool:
+        return self._refused_until.get(address, 0.0) > trio.current_time()
+
     def _order(self, addresses: Sequence[ServerAddress]) -> Sequence[ServerAddress]:
         at = addresses.index(self._first) if self._first in addresses else 0
-        return (*addresses[at:], *addresses[:at])
+        turns = (*addresses[at:], *addresses[:at])
+        return tuple(address for address in turns if not self._is_refused(address)) or turns
 
 
 async def _connect(addresses: Sequence[ServerAddress]) -> tuple[socket.socket, ServerAddress]:

@@ -94,7 +94,8 @@ class ClientSession:
         self._connected = connected
         self._heard = heard
         self._drained = drained
-        self._line: ControlLine  # from `run` on
+        self.control_at: ServerAddress | None = None  # where the control channel goes, from `run` on
+        self._line: ControlLine  # likewise
         self._identity: Identity  # likewise
         self._welcome: Welcome | None = None
         self._law = Law(HEARD_BY_CLIENT)
@@ -113,6 +114,7 @@ class ClientSession:
         """Be in session over the connection reached until it ends; closes it."""
         try:
             self._identity = identity
+            self.control_at = reached.address
             async with open_line(self._opening(reached)) as self._line:
                 with self.relay:
                     return await self._serve(reached.address)
@@ -187,13 +189,15 @@ class ClientSession:
 
         Returns once the server has followed; the connection is the session's from the call on. Raises `Refused` or
         `PeerLost` when the change came to nothing: the session goes on with the channel it has, unless that was lost,
-        which `run` tells. If cancelled while the new channel is being opened, it is given up; later, it ends in the background.
+        which `run` tells. If cancelled while the new channel is being opened, it is given up; later, it ends in the
+        background.
         """
         welcome, problem = self._welcome, self._unchangeable()
         if problem is not None or welcome is None:
             reached.close()
             raise problem or PeerLost("there was no greeting yet")
         await self._line.change_to(self._opening(reached, **{"Trio-Tunnel-Session": welcome.session}))
+        self.control_at = reached.address
 
     def _unchangeable(self) -> Refused | PeerLost | None:
         """Why the control channel cannot be changed now."""
