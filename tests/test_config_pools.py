@@ -251,14 +251,14 @@ def counts(pool: PoolConfig) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("data_channels = 1", (1, 1, 16, 8)),
-        ("data_channels = 64", (64, 1, 64, 64)),
+        ("data_channels = 1", (1, 1, 32, 8)),
+        ("data_channels = 64", (64, 2, 64, 64)),
         ("data_channels.max = 1", (1, 1, 1, 1)),
-        ("data_channels.min_per_address = 9", (2, 9, 16, 9)),
-        ("data_channels.min_per_address = 20", (2, 20, 20, 20)),
-        ("data_channels.max_per_address = 20", (2, 1, 20, 20)),
-        ("data_channels = { min = 12, max = 14 }", (12, 1, 14, 12)),
-        ("data_channels = { min = 12, max_per_address = 4 }", (12, 1, 16, 4)),
+        ("data_channels.min_per_address = 9", (2, 9, 32, 9)),
+        ("data_channels.min_per_address = 20", (2, 20, 32, 20)),
+        ("data_channels.max_per_address = 20", (2, 2, 32, 20)),
+        ("data_channels = { min = 12, max = 14 }", (12, 2, 14, 12)),
+        ("data_channels = { min = 12, max_per_address = 4 }", (12, 2, 32, 4)),
     ],
 )
 def test_counts_that_are_not_written_follow_those_that_are(tmp_path: Path, text: str, found: Any) -> None:

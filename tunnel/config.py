@@ -58,10 +58,10 @@ class PoolConfig:
     retry: Policy = LinearPolicy(step=0.05, max_retries=3)  # within one request, before the first byte
 
 
-# Two from the start, so that bulk streams have a channel of their own (design §6); an hour is under any middlebox's
-# patience with a flow, and moving streams costs nothing.
+# Two to each address, so that bulk streams have a channel of their own there (design §6); an hour is under any
+# middlebox's patience with a flow, and moving streams costs nothing.
 DATA_CHANNELS = PoolConfig(
-    min=2, min_per_address=1, max=16, max_per_address=8, fill_rate=10.0, fill_concurrency=4, idle_limit=300.0
+    min=2, min_per_address=2, max=32, max_per_address=8, fill_rate=10.0, fill_concurrency=4, idle_limit=300.0
 )
 # Nothing is dialled ahead unless `hot` says so. Services close idle connections at 60 s and more (nginx 75, Apache 5).
 # A visitor whose target refuses is closed in under 100 ms, so a retry comes at once or not at all.

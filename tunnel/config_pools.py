@@ -115,7 +115,7 @@ def _counts(said: dict[str, Any], default: PoolConfig) -> dict[str, Any]:
     each = said.get("max_per_address") or min(most, max(default.max_per_address, floor))
     return {
         "min": said.get("min", min(default.min, most)),
-        "min_per_address": said.get("min_per_address", min(default.min_per_address, each)),
+        "min_per_address": said.get("min_per_address", min(default.min_per_address, each, said.get("min", each))),
         "max": most,
         "max_per_address": each,
     }

@@ -108,12 +108,12 @@ class Rig:
         self.lost: list[tuple[Lost, Lost]] = []
         self.address: tuple[str, int] = ("", 0)
 
-    async def add_channel(self) -> None:
+    async def add_channel(self, place: str = "") -> None:
         server, client = await tls_pair()
         ends = Lost(), Lost()
         self.lost.append(ends)
-        self.server.add_channel(server.detach(), masks=False, on_lost=ends[0])
-        self.client.add_channel(client.detach(), masks=True, on_lost=ends[1])
+        self.server.add_channel(server.detach(), masks=False, on_lost=ends[0], place=place)
+        self.client.add_channel(client.detach(), masks=True, on_lost=ends[1], place=place)
 
     async def add_raw_channel(self, *, side: str = "server") -> tuple[TlsStream, Lost]:
         """A data channel of `side` whose other end is ours to misuse."""

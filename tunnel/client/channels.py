@@ -110,11 +110,13 @@ class Channels:
         stream = await self._dialer.dial(address, enter)
         try:
             ticket = await self._tickets.take()
-            headers = {"Authorization": f"Bearer {ticket}"}
+            headers = {"Authorization": f"Bearer {ticket}", "Trio-Tunnel-Place": f"{address.ip}:{address.port}"}
             stream.push_back(await request_upgrade(stream, str(address.server), "/data", headers))
             # No await until the relay has it: a cancel here would orphan the connection.
             opened = DataChannel(self.pool.lost, self._retire)
-            opened.channel = self._relay.add_channel(stream.detach(), masks=True, on_lost=opened.on_lost)
+            opened.channel = self._relay.add_channel(
+                stream.detach(), masks=True, on_lost=opened.on_lost, place=str(address)
+            )
         except BaseException:
             with suppress(trio.ClosedResourceError):
                 stream.close()

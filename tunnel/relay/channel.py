@@ -44,8 +44,9 @@ REFUSALS = {
 class Channel:
     """Owned by its `RelaySession`. Ends by `close`, or by `lost` when the peer or the wire ends it."""
 
-    def __init__(self, session: "RelaySession", parts: Detached, *, masks: bool) -> None:
+    def __init__(self, session: "RelaySession", parts: Detached, *, masks: bool, place: str = "") -> None:
         self.session = session
+        self.place = place  # which of the server's addresses it goes to: channels of one place share their fate
         self.engine = session.engine
         self.sock: socket.socket = parts.sock
         self.fd = -1  # until it is registered

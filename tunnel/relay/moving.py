@@ -23,16 +23,17 @@ class Moving:
         self._session = session
 
     def make_room(self, stream: "Stream") -> bool:
-        """Send the rest of a bulk stream on another channel than the interactive (first) one, if there is another.
+        """Send the rest of a bulk stream on another channel than an interactive (leading) one, if there is another.
 
         Called in the middle of a turn's reading, with the stream in no queue; it is in the other's when this is True.
         """
         if len(self._session.channels) < 2:
             return False
         refuges = self._refuges()
-        if len(refuges) < 2 or stream.channel is not refuges[0] or _unknown(stream):
+        leads = leading(refuges)
+        if stream.channel not in leads or len(leads) == len(refuges) or _unknown(stream):
             return False
-        there = _least_bulky(refuges)
+        there = _least_bulky(refuges, leads)
         _put_on(stream, there)  # MOVE goes behind the DATA of this very turn
         stream.is_bulk = True
         there.bulk.append(stream)
@@ -105,22 +106,32 @@ class Moving:
             channel.departing.add(stream)
         if unknown:
             return None
-        _put_on(stream, _least_bulky(refuges) if stream.is_bulk else _first_free(refuges))
+        leads = leading(refuges)
+        _put_on(stream, _least_bulky(refuges, leads) if stream.is_bulk else _least_used(leads))
         here.leaving.discard(stream)
         return here
 
     def _refuges(self) -> "list[Channel]":
-        """Where a stream may go; the first is the interactive one."""
+        """Where a stream may go."""
         usable = [channel for channel in self._session.channels if not channel.is_retiring and not channel.is_suspect]
         return [channel for channel in usable if channel.is_proven] or usable
 
 
-def _least_bulky(refuges: "list[Channel]") -> "Channel":
-    return min(refuges[1:] or refuges, key=lambda channel: len(channel.bulk))
+def leading(channels: "list[Channel]") -> "list[Channel]":
+    """The first channel of each place: the interactive ones."""
+    leads: dict[str, Channel] = {}
+    for channel in channels:
+        leads.setdefault(channel.place, channel)
+    return list(leads.values())
 
 
-def _first_free(refuges: "list[Channel]") -> "Channel":
-    return next((channel for channel in refuges if not channel.is_blocked), refuges[0])
+def _least_bulky(refuges: "list[Channel]", leads: "list[Channel]") -> "Channel":
+    others = [channel for channel in refuges if channel not in leads]
+    return min(others or refuges, key=lambda channel: len(channel.bulk))
+
+
+def _least_used(leads: "list[Channel]") -> "Channel":
+    return min(leads, key=lambda channel: (channel.is_blocked, channel.users))
 
 
 def _unknown(stream: "Stream") -> "list[Channel]":

@@ -13,7 +13,7 @@ from tunnel.errors import RemoteProtocolError
 from tunnel.frames import FIRST_WINDOW, RETIRE, RST, Abort
 from tunnel.relay.channel import Channel
 from tunnel.relay.listener import Listener
-from tunnel.relay.moving import Moving
+from tunnel.relay.moving import Moving, leading
 from tunnel.relay.strays import is_cut_short, settle
 from tunnel.relay.stream import Stream
 from tunnel.relay.tally import Tally
@@ -58,6 +58,7 @@ class RelaySession:
         self._next_sid = 1
         self._waiting: dict[Stream, tuple[int, int]] = {}  # visitors for whom there is no channel yet
         self._on_lost: dict[Channel, Callable[[str], None]] = {}
+        self._is_spread = False  # the channels go to several places
         self._emptied: trio.Event | None = None  # while somebody waits for it
 
     def __enter__(self) -> "RelaySession":
@@ -87,10 +88,12 @@ class RelaySession:
 
     # Channels
 
-    def add_channel(self, parts: Detached, *, masks: bool, on_lost: Callable[[str], None]) -> Channel:
-        """Take a validated TLS connection. `on_lost` is called once, with the reason, whoever ends it."""
-        channel = Channel(self, parts, masks=masks)
+    def add_channel(self, parts: Detached, *, masks: bool, on_lost: Callable[[str], None], place: str = "") -> Channel:
+        """Take a validated TLS connection to the `place` named. `on_lost` is called once, with the reason, whoever
+        ends it."""
+        channel = Channel(self, parts, masks=masks, place=place)
         self.channels.append(channel)
+        self._count_places()
         self._on_lost[channel] = on_lost
         try:
             channel.begin()
@@ -119,6 +122,7 @@ class RelaySession:
     def channel_lost(self, channel: Channel, why: str, *, clean: bool) -> None:
         """Reset the streams that used it, either way; the peer is told on another channel, should it not know which."""
         self.channels.remove(channel)
+        self._count_places()
         other = self._pick()
         for stream in list(self.streams.values()):
             if stream.channel is channel or is_cut_short(stream, channel, clean=clean):
@@ -142,10 +146,18 @@ class RelaySession:
             self.moving.leave(channel)
             self.engine.wake()
 
+    def _count_places(self) -> None:
+        self._is_spread = len({channel.place for channel in self.channels}) > 1
+
     def _pick(self) -> Channel | None:
-        """The first good channel that is not held up: sharing one makes bigger batches than spreading."""
+        """The first good channel that is not held up: sharing one makes bigger batches than spreading. Of the first
+        ones of several places the least used: should a place fail, the visitors of the others do not notice."""
+        if self._is_spread:
+            leads = leading([channel for channel in self.channels if _is_good(channel)])
+            if leads:
+                return min(leads, key=lambda channel: channel.users)
         for channel in self.channels:
-            if channel.is_proven and not channel.is_suspect and not channel.is_retiring and not channel.is_blocked:
+            if _is_good(channel):
                 return channel
         return min((channel for channel in self.channels if not channel.is_released), key=_reluctance, default=None)
 
@@ -266,6 +278,10 @@ class RelaySession:
         listener.resume()
         self.engine.wake()
         return listener
+
+
+def _is_good(channel: Channel) -> bool:
+    return channel.is_proven and not channel.is_suspect and not channel.is_retiring and not channel.is_blocked
 
 
 def _reluctance(channel: Channel) -> tuple[bool, bool, bool, bool]:

@@ -34,6 +34,7 @@ from tunnel.upgrade import Head, read_head, refuse, switching_protocols
 log = logging.getLogger(__name__)
 
 MAX_CHANNELS = 80  # of one session: a client keeps 64 at most, and the lost ones may not be noticed yet
+MAX_PLACE = 64  # characters by which a client calls one of our addresses
 MAX_HANDSHAKES = 64  # in flight; each costs 1.4 ms of CPU here (measured, P-256)
 REFUSE_SECONDS = 2.0  # for an answer that says no, and the peer's FIN
 SHORTAGE_SECONDS = 0.1  # accepting pauses so long when descriptors or memory run out
@@ -196,7 +197,10 @@ class Gate:
         if session.ended.is_set():
             return
         parts = stream.detach()
-        session.relay.add_channel(parts, masks=False, on_lost=partial(log.debug, "data channel ended: %s"))
+        session.relay.add_channel(
+            parts, masks=False, on_lost=partial(log.debug, "data channel ended: %s"),
+            place=head.headers.get("trio-tunnel-place", "")[:MAX_PLACE],  # the client's own word for it, and its affair
+        )  # fmt: skip
 
     # Sessions
 
