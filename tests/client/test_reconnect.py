@@ -411,3 +411,51 @@ async def test_an_address_that_refuses_does_not_keep_the_client_from_the_others(
     world.addresses = cycle(client._resolver.addresses)
     await run_for(client, 100)
     assert world.tries == [0, 0, 30, 30, 90, 90]
+
+
+async def test_with_once_a_refusal_is_not_hidden_by_an_address_where_nobody_answers(
+    client: Client, play: Callable[..., World], autojump_clock: MockClock
+) -> None:
+    """A name with an IPv6 address that leads nowhere: a person has to mend the token, whatever the other one says."""
+    client.apply([SetServers((HostPort("10.0.0.1", 8443), HostPort("10.0.0.2", 8443)))])
+    world = play((0, 0, NO_TRUST), (0, 0, PeerLost("cannot reach 10.0.0.2:8443: Connection refused")))
+    world.addresses = iter(client._resolver.addresses)
+    with pytest.raises(Refused, match="the token is not known"):
+        await client.run(once=True)
+    assert world.tries == [0, 0]
+
+
+async def test_with_once_a_session_at_the_next_address_ends_with_its_own_reason(
+    client: Client, play: Callable[..., World], autojump_clock: MockClock
+) -> None:
+    client.apply([SetServers((HostPort("10.0.0.1", 8443), HostPort("10.0.0.2", 8443)))])
+    world = play((0, 0, NO_TRUST), (0, 2, BROKE))
+    world.addresses = iter(client._resolver.addresses)
+    with pytest.raises(PeerLost, match="the connection broke"):
+        await client.run(once=True)
+
+
+async def test_while_nobody_answers_elsewhere_the_refusal_is_told_too(
+    client: Client, play: Callable[..., World], nursery: trio.Nursery, autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    client.apply([SetServers((HostPort("10.0.0.1", 8443), HostPort("10.0.0.2", 8443)))])
+    world = play((0, 0, NO_TRUST), (0, 5, BROKE))
+    world.addresses = cycle(client._resolver.addresses)
+
+    async def reach(dial: object, *, failed: Callable[[PeerLost], None], once: bool = False) -> Any:
+        if world.tries:
+            failed(PeerLost("cannot reach 10.0.0.2:8443: Connection refused"))
+            await trio.sleep(10)
+        return await world.reach(dial, failed=failed, once=once)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(app_module, "reach", reach)
+    nursery.start_soon(client.run)
+    await trio.sleep(5)
+    told = "the token is not known; cannot reach 10.0.0.2:8443: Connection refused"
+    assert (client.connection.detail, client.statuses["web"].error_message) == (told, told)
+    await trio.sleep(6)
+    assert client.connection.detail == "lab"
+    await trio.sleep(5)
+    assert client.connection.detail == "cannot reach 10.0.0.2:8443: Connection refused"  # the refusal is of the past
+    nursery.cancel_scope.cancel()

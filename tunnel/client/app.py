@@ -5,7 +5,7 @@ import math
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import trio
 from attrs import evolve, frozen
@@ -59,6 +59,7 @@ class Client:
         self._name = ""
         self._retry_at: dict[str, float] = {}
         self._reached_at = math.inf  # when the server last answered
+        self._refusal: Refused | None = None  # one address's word, while others are asked
         self._changed = trio.Event()
         for proxy in config.proxies:
             self._post(
@@ -82,10 +83,13 @@ class Client:
             announced = why is None
             why = why or PeerLost("the server is stopping")
             if self._is_wanted_elsewhere(why):
+                self._refusal = why
                 self._lose(why, 0.0)
                 continue
+            refusal, self._refusal = self._refusal, None
             if once:
-                raise why
+                is_unanswered = isinstance(why, PeerLost) and not why.answered
+                raise refusal if refusal is not None and is_unanswered else why
             if trio.current_time() - self._reached_at > STEADY_SECONDS:
                 delays, refused_delays, at_once = RECONNECT.delays(), RECONNECT_REFUSED.delays(), True
             if isinstance(why, Refused) and why.trust:
@@ -122,7 +126,7 @@ class Client:
             self._session = None
         self._part(goodbye)
 
-    def _is_wanted_elsewhere(self, why: TunnelError) -> bool:
+    def _is_wanted_elsewhere(self, why: TunnelError) -> TypeGuard[Refused]:
         """Whether one address refused us, and another might not: `servers` may name a stranger by mistake."""
         return _is_for_address(why) and self._turns.has_another
 
@@ -161,11 +165,13 @@ class Client:
     # What happened
 
     def _welcomed(self, welcome: Welcome) -> None:
-        self._name, self._since = welcome.client, utc_now()
+        self._name, self._since, self._refusal = welcome.client, utc_now(), None
         log.debug("connected to %s as '%s'", self._session and self._session.control_at, welcome.client)
         self._move("connected", welcome.client)
 
     def _unanswered(self, problem: PeerLost) -> None:
+        if self._refusal is not None:  # that nobody answers elsewhere must not hide what a person has to mend
+            problem = PeerLost(f"{self._refusal}; {problem}")
         is_new = self.connection.detail != str(problem)
         self._move("connecting", str(problem))
         if is_new:
