@@ -148,7 +148,8 @@ def channel_options(sock: socket.socket) -> None:
 async def dial_tcp(where: HostPort, *, name: str = "") -> socket.socket:
     """A connected, non-blocking socket; names are resolved and raced by Trio (RFC 8305).
 
-    Raises `PeerLost` with the cause in words, which call it `name`. The caller holds the deadline; if cancelled, nothing is left open.
+    Raises `PeerLost` with the cause in words, which call it `name`. The caller holds the deadline; if cancelled,
+    nothing is left open.
     """
     try:
         stream = await trio.open_tcp_stream(where.host, where.port)
