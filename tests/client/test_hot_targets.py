@@ -50,6 +50,34 @@ async def test_what_was_taken_is_opened_again_before_the_next_visitor(
         assert len(targets.unused) == 2
 
 
+async def test_who_has_to_wait_is_counted_once(targets: Targets, autojump_clock: MockClock) -> None:
+    async with published(proxy("web", "nas:80", "nas:81")) as routes:
+        route = routes.routes["web"]
+        for _ in range(3):
+            await visit(route)
+        assert route.pool is not None
+        stats = route.pool.stats()
+        assert {key: stats[key] for key in ("hits", "misses", "leases", "cold_dials")} == {
+            "hits": 0, "misses": 3, "leases": 3, "cold_dials": 3,
+        }  # fmt: skip
+        assert route.pool.rules.arrivals_per_second(trio.current_time()) == pytest.approx(3 / 5.0)
+
+
+async def test_what_becomes_ready_before_a_visitor_s_task_begins_is_the_visitor_s(
+    targets: Targets, autojump_clock: MockClock
+) -> None:
+    async with published(proxy("web", "nas:80", **hot(1))) as routes:
+        await wait_all_tasks_blocked()
+        pool = routes.routes["web"].pool
+        assert pool is not None
+        lease = pool.take_nowait("somebody")
+        assert lease is not None
+        assert pool.take_nowait("a visitor") is None
+        await wait_all_tasks_blocked()  # the next one is ready now
+        (await pool.wait("a visitor")).release()
+        assert pool.stats()["cold_dials"] == 0
+
+
 async def test_a_connection_is_never_used_twice(targets: Targets, autojump_clock: MockClock) -> None:
     async with published(proxy("web", "nas:80", **hot(2))) as routes:
         route = routes.routes["web"]

@@ -162,11 +162,16 @@ class Pool(Generic[A, V]):
         policy's delay, while the retry budget allows. Raises `Unavailable`. If cancelled, nothing is held.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._budget.note_attempt(trio.current_time())
         lease = self.take_nowait(owner, to)
-        if lease is not None:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return lease
+        if lease is None:
+            return await self.wait(owner, to)
+        self._budget.note_attempt(trio.current_time())
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return lease
+
+    async def wait(self, owner: str, to: A | None = None) -> Lease[A, V]:
+        """The rest of `take`, for who was told None by `take_nowait`, which has counted the request."""
+        self._budget.note_attempt(trio.current_time())
         seconds = self.rules.config.wait_seconds
         delays = self.rules.config.retry.delays(self._rand)
         request = Request(self.rules, self._budget, delays, self._decide_soon)

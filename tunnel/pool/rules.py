@@ -96,9 +96,9 @@ class Rules(Generic[A, V]):
         return self._lending.take(owner, to, now)
 
     def wait(self, owner: str, to: A | None, now: float, wake: Callable[[], Any]) -> Waiter[A, V]:
-        """Join those who wait, behind them all. Ends in `wake`, or in `abandon`."""
+        """Join those who wait, behind them all. Ends in `wake`, maybe before this returns, or in `abandon`."""
         waiter: Waiter[A, V] = Waiter(next(self.roster.numbers), owner, to, now, wake)
-        self._join(waiter)
+        self.wait_again(waiter, now)  # since `take` said no, something may have become free
         return waiter
 
     def wait_again(self, waiter: Waiter[A, V], now: float) -> None:
