@@ -19,6 +19,9 @@ from tunnel.sockets import family_of
 log = logging.getLogger(__name__)
 
 RESTART_SECONDS = 1.0  # after a bug ended a pool
+MAX_SAID = (
+    32  # causes logged of one proxy's refusals in a row: several targets have one each, and a name many addresses
+)
 _REFUSALS = {Kind.REFUSED: Abort.DIAL_REFUSED, Kind.TIMEOUT: Abort.DIAL_TIMEOUT}
 
 
@@ -39,7 +42,7 @@ class ProxyRoute:
         self._down: dict[Target, str] = {}  # what health checks say of targets that do not pass
         self._budget = RetryBudget()
         self._literal = _literal(config)
-        self._said = ""  # why the last visitor was refused, as it was logged
+        self._said: set[str] = set()  # why visitors were refused since one was served, as it was logged
 
     # Lifetime
 
@@ -157,14 +160,14 @@ class ProxyRoute:
             await self._dial_again(stream)
             return
         try:
-            lease = await pool.take(self._owner)
+            lease = await pool.wait(self._owner)
         except Unavailable as exc:
             if pool is not self.pool:  # the targets have changed meanwhile
                 await self._wait_for_target(stream)
             else:
                 self._refuse(stream, exc.fault)
         else:
-            self._said = ""
+            self._said.clear()
             self._hand_over(lease, stream)
 
     async def _dial_again(self, stream: Stream) -> None:
@@ -182,8 +185,8 @@ class ProxyRoute:
 
     def _refuse(self, stream: Stream, fault: Fault) -> None:
         """The log has a line for each new cause, not for each visitor."""
-        if fault.message != self._said:
-            self._said = fault.message
+        if fault.message not in self._said and len(self._said) < MAX_SAID:
+            self._said.add(fault.message)
             log.warning("a visitor of proxy '%s' was refused: %s", self.config.name, fault.message)
         stream.refuse(_REFUSALS.get(fault.kind, Abort.DIAL_FAILED))
 
