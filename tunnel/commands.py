@@ -45,7 +45,7 @@ class ProcessOptions(Generic[C]):
 
 def _sections(side: Server | Client) -> dict[str, Any]:
     """What a dump shows beside tasks and steps."""
-    return {"relay": relay_figures(side.engine)}
+    return {"relay": relay_figures(side.engine), **side.stats()}
 
 
 # serve

@@ -24,6 +24,7 @@ def test_sigusr2_writes_a_dump_and_both_processes_live_on(stage: Stage, echo_por
     assert figures["relay"]["sessions"] == 1
     assert figures["relay"]["channels"] >= 1
     assert figures["relay"]["turns"] > 0
+    assert figures["connection_pool"]["clients"]["default"]["channels"] >= 1
     for task in ("relay", "gate", "proxy default/web"):
         assert re.search(rf"^ *{task}$", text, re.MULTILINE), text
     assert re.search(r"^ +\d+\.\d{3}  \S+Z  relay$", text, re.MULTILINE)  # among the slowest steps
