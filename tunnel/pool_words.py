@@ -3,12 +3,14 @@
 Lenient towards what another version leaves out or adds, like all that reads an answer.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from tunnel.wording import clean
 
 MAX_TROUBLES = 5  # lines for the addresses of one pool
+MAX_SECONDS = 100_000  # of what is told in seconds
 
 
 def pool_lines(stats: dict[str, Any]) -> list[str]:
@@ -27,9 +29,11 @@ def _pool(name: str, pool: dict[str, Any]) -> Iterator[str]:
         return
     states, sites = _table(pool.get("states")), _table(pool.get("addresses"))
     ready, in_use = (_number(states.get(state)) for state in ("available", "in_use"))
-    line = f"{name}: {ready} ready, {in_use} in use"
-    if isinstance(hit := pool.get("hit"), (int, float)):
-        line += f"; {hit:.1%} of {_number(pool.get('leases')):,} found one ready"
+    is_hot = pool.get("min") != 0 or ready > 0
+    line = f"{name}: {f'{ready} ready' if is_hot else 'none kept ready'}, {in_use} in use"
+    hits, leases = _number(pool.get("hits")), _number(pool.get("leases"))
+    if asked := hits + _number(pool.get("misses")):
+        line += f"; {hits / asked:.1%} of {asked:,} found one ready" if is_hot else f"; {leases:,} of {asked:,} visitors connected"
     if coming := sum(_number(states.get(state)) for state in ("connecting", "validating")):
         line += f"; {coming} coming"
     if leaked := sum(map(_number, _table(pool.get("leaks")).values())):
@@ -45,8 +49,12 @@ def _trouble(address: str, site: dict[str, Any]) -> str:
     if site.get("down"):
         return f"  {clean(address)} is down: {clean(str(site['down']))}"
     if _number(_table(site.get("states")).get("quarantined")) or _number(site.get("failures")):
+        failures, next_try = _number(site.get("failures")), site.get("next_try_seconds")
+        after = f"{failures} failure{'s' if failures != 1 else ''}"
+        if isinstance(next_try, (int, float)) and 0 < next_try < MAX_SECONDS:
+            after += f", tried again in {math.ceil(next_try)} s"
         why = clean(str(site.get("last_failure") or "no reason given"))
-        return f"  {clean(address)} is in quarantine after {_number(site.get('failures'))} failures: {why}"
+        return f"  {clean(address)} is in quarantine after {after}: {why}"
     return ""
 
 

@@ -73,6 +73,7 @@ def _describe_site(site: Site[A, V], now: float, *, reusable: bool) -> dict[str,
         "down": site.down,
         "failures": site.failures,
         "last_failure": site.fault and f"{site.fault.phase}.{site.fault.kind}: {site.fault.message}",
+        "next_try_seconds": round(max(site.probe_at - now, 0.0), 3) if site.is_quarantined else None,
         "quarantines": site.quarantines,
         "oldest_seconds": round(
             max((now - m.opened_at for m in site.members.values() if m.opened_at < inf), default=0.0), 3
