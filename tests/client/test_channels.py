@@ -123,6 +123,7 @@ class World:
     asked_tickets: list[tuple[float, int]] = field(factory=list)
     numbers: Any = field(factory=lambda: count(1))
     wanted: trio.Event = field(factory=trio.Event)
+    control_at: ServerAddress = A
     relay: Relay = field(init=False)
     tickets: Tickets = field(init=False)
     channels: Channels = field(init=False)
@@ -133,7 +134,9 @@ class World:
         self.make(CONFIG)
 
     def make(self, config: PoolConfig) -> None:
-        self.channels = Channels(config, dialer=self, tickets=self.tickets, relay=self.relay)  # type: ignore[arg-type]
+        self.channels = Channels(
+            config, dialer=self, tickets=self.tickets, relay=self.relay, control_at=lambda: self.control_at
+        )  # type: ignore[arg-type]
 
     def ask(self, number: int) -> None:
         self.asked_tickets.append((trio.current_time(), number))
@@ -477,3 +480,58 @@ async def test_when_the_session_ends_nothing_more_is_opened(world: World, autoju
         one.lost("the session ended")
     await trio.sleep(100)
     assert len(world.dialled) == dials
+
+
+# What is well is not held up by what is not
+
+
+async def test_the_control_channels_address_is_the_first_to_have_a_channel(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.control_at = C
+    world.make(evolve(CONFIG, fill_concurrency=1))
+    async with world.running(A, B, C):
+        assert [ip for _, ip in world.dialled] == [C.ip, A.ip, B.ip]
+
+
+async def test_addresses_that_are_silent_hold_up_no_other_for_more_than_a_second(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.dials = {A.ip: HANGS, B.ip: HANGS}
+    world.control_at = A
+    world.make(evolve(CONFIG, fill_concurrency=2, min=3))
+    async with world.running(A, B, C) as relay:
+        assert sorted(world.dialled) == [(0, A.ip), (0, B.ip)]
+        await trio.sleep(1)
+        await wait_all_tasks_blocked()
+        assert (world.dialled[2:], relay.serving) == ([(1, C.ip)], [C.ip])
+
+
+async def test_when_the_last_channel_goes_another_is_opened_at_once_where_the_control_channel_is(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """However young it was; but not again and again."""
+    world.control_at = B
+    world.make(evolve(CONFIG, min=1))
+    async with world.running(A, B) as relay:
+        for ended in range(2):
+            for channel in list(relay.channels):
+                channel.lost("cut")
+            await wait_all_tasks_blocked()
+            assert relay.serving == ([] if ended else [B.ip])
+        await trio.sleep(2)
+        assert relay.serving == [A.ip, B.ip]
+
+
+async def test_where_that_opening_fails_too_it_is_tried_every_five_seconds(
+    world: World, autojump_clock: MockClock
+) -> None:
+    async with world.running(A) as relay:
+        await trio.sleep(10)
+        world.dials[A.ip] = REFUSED
+        world.dialled.clear()
+        for channel in list(relay.channels):
+            channel.lost("cut")
+        await trio.sleep(60)
+    assert world.dialled[0][0] == 10
+    assert 12 <= len(world.dialled) < 60

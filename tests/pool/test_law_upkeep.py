@@ -207,3 +207,16 @@ def test_a_taker_gets_the_next_member_where_the_first_has_died_and_the_dead_is_r
     assert lease.value is desk.values[1]
     assert desk.values[0].closes == 1
     assert desk.begun[2:] == [(0.0, "one")]
+
+
+def test_an_opening_that_takes_over_a_second_leaves_its_slot_to_other_addresses() -> None:
+    desk = Desk(evolve(QUIET, min_per_address=2, fill_concurrency=2))
+    desk.rules.list_places([Place("silent"), Place("one")], 0.0)
+    desk.run_until(0.9)
+    silent = desk.opening
+    assert [member.address for member in silent] == ["silent", "silent"]
+    desk.run_until(1.0)
+    assert [member.address for member in desk.opening] == ["silent", "silent", "one", "one"]
+    desk.run_until(9.0)
+    assert len(desk.opening) == 4
+    assert desk.rules.roster.opening_ahead == 0

@@ -11,7 +11,7 @@ from tunnel.client.dialer import Dialer
 from tunnel.client.resolver import ServerAddress
 from tunnel.config import PoolConfig
 from tunnel.faults import Phase
-from tunnel.pool import Place, Pool, Use
+from tunnel.pool import Place, Pool, Unavailable, Use
 from tunnel.relay import Channel, RelaySession
 from tunnel.upgrade import request_upgrade
 
@@ -21,6 +21,7 @@ TICKET_SECONDS = 6.0  # a ticket is good for 10 s at the server; the rest is for
 MAX_TICKETS = 64  # kept, the newest: one for each channel there can be
 STREAMS_PER_CHANNEL = 256  # with more, another is opened while there may be one: a lost packet then stalls fewer
 RETIRE_SECONDS = 120.0  # for the streams of a retired channel to move to others; then they are cut
+URGENT_SECONDS = 5.0  # between openings that no quarantine holds up; what ends sooner is no accident
 ARRIVALS_SECONDS = 1.0  # between looks at how many visitors came
 
 
@@ -85,12 +86,23 @@ class DataChannel:
 class Channels:
     """The data channels of one session. `run` keeps them; leaving `relay` closes them."""
 
-    def __init__(self, config: PoolConfig, *, dialer: Dialer, tickets: Tickets, relay: RelaySession) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        *,
+        dialer: Dialer,
+        tickets: Tickets,
+        relay: RelaySession,
+        control_at: Callable[[], ServerAddress | None],
+    ) -> None:
         use = Use(open=self._open, validate=_validate, capacity=STREAMS_PER_CHANNEL)
         self.pool: Pool[ServerAddress, DataChannel] = Pool(use, config, name="data channels")
         self._dialer = dialer
         self._tickets = tickets
         self._relay = relay
+        self._control_at = control_at  # where the control channel goes: an address that is well
+        self._addresses: tuple[ServerAddress, ...] = ()
+        self._bereft = trio.Event()  # no channel is left
         self._tasks: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -99,12 +111,15 @@ class Channels:
             async with trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self.pool.run, name="data channels")
                 self._tasks.start_soon(self._count_arrivals, name="arrivals")
+                self._tasks.start_soon(self._keep_one, name="the last data channel")
         finally:
             self._tasks = None
 
     def use(self, addresses: Iterable[ServerAddress]) -> None:
         """Be connected to exactly these; streams move away from others."""
-        self.pool.list_places(map(Place, addresses))
+        here = self._control_at()
+        self._addresses = tuple(sorted(addresses, key=lambda address: address != here))
+        self.pool.list_places(map(Place, self._addresses))
 
     async def _open(self, address: ServerAddress, enter: Callable[[Phase], None]) -> DataChannel:
         stream = await self._dialer.dial(address, enter)
@@ -113,7 +128,7 @@ class Channels:
             headers = {"Authorization": f"Bearer {ticket}", "Trio-Tunnel-Place": f"{address.ip}:{address.port}"}
             stream.push_back(await request_upgrade(stream, str(address.server), "/data", headers))
             # No await until the relay has it: a cancel here would orphan the connection.
-            opened = DataChannel(self.pool.lost, self._retire)
+            opened = DataChannel(self._lost, self._retire)
             opened.channel = self._relay.add_channel(
                 stream.detach(), masks=True, on_lost=opened.on_lost, place=str(address)
             )
@@ -122,6 +137,22 @@ class Channels:
                 stream.close()
             raise
         return opened
+
+    def _lost(self, one: DataChannel, why: str) -> None:
+        self.pool.lost(one, why)
+        if not self._relay.channels:
+            self._bereft.set()
+
+    async def _keep_one(self) -> None:
+        """When the last channel is lost visitors wait, and no quarantine may: the control channel's address is well."""
+        while True:
+            await self._bereft.wait()
+            here = self._control_at()
+            with suppress(Unavailable):  # the pool tries on
+                (await self.pool.take("visitors who wait", here if here in self._addresses else None)).release()
+            await trio.sleep(URGENT_SECONDS)
+            if self._relay.channels:
+                self._bereft = trio.Event()
 
     def _retire(self, one: DataChannel) -> None:
         if one.channel.is_proven and self._tasks is not None:

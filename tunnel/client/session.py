@@ -137,7 +137,11 @@ class ClientSession:
         self._welcome = welcome
         self._tickets = Tickets(welcome.tickets, lambda count: self.say(TicketRequest(count)))
         self.channels = Channels(
-            self._config.data_channels, dialer=self._dialer, tickets=self._tickets, relay=self.relay
+            self._config.data_channels,
+            dialer=self._dialer,
+            tickets=self._tickets,
+            relay=self.relay,
+            control_at=lambda: self.control_at,
         )
         self._connected(welcome)
         async with trio.open_nursery() as nursery:

@@ -105,7 +105,7 @@ class Filling(Generic[A, V]):
         self.next_at = inf
         least = min(roster.config.min_per_address, roster.config.max_per_address)
         for site in list(roster.dirty):
-            while site.may_prepare and site.in_service < least and roster.has_room_at(site):
+            while site.may_prepare and site.in_service < least and self._may_fill(site):
                 if not self._may_prepare(now):
                     return
                 roster.begin(site, None, now)
@@ -127,6 +127,8 @@ class Filling(Generic[A, V]):
                 heappush(sites, self._emptiness(site, next(numbers)))
 
     def _may_fill(self, site: Site[A, V]) -> bool:
+        if site.slow and site.opening >= self._roster.config.fill_concurrency:
+            return False  # they have left their slots to other addresses, not to this one
         return not site.is_quarantined and self._roster.has_room_at(site)
 
     def _emptiness(self, site: Site[A, V], number: int) -> tuple[bool, float, float, int, Site[A, V]]:

@@ -91,7 +91,8 @@ class Member(Generic[A, V]):
     leases: int = 0
     lent_total: int = 0
     watch: int = 0  # the number of its newest timer; older ones mean nothing
-    is_ahead: bool = False  # opened ahead of need
+    is_ahead: bool = False  # being opened ahead of need, and so in one of the slots for that
+    is_slow: bool = False  # it was, for longer than a slot is kept
     is_counted: bool = False  # towards what is wanted
     is_ageing: bool = False  # in service until its successor is
     peers: int = 0  # in service at its address when it began to age, itself included
@@ -129,6 +130,7 @@ class Site(Generic[A, V]):
     waiters: "Queue[A, V]" = Factory(lambda: Queue())  # that want this address and no other
     unserved: "Queue[A, V]" = Factory(lambda: Queue())  # those of them for whom nothing is being opened
     opening: int = 0  # members being opened
+    slow: int = 0  # of these, those that have left their slots to other addresses
     ageing: int = 0  # members in service only until their successors are
     in_service: int = 0  # members that are there for new users, or soon will be
     lent: int = 0  # leases not released, also of members that left

@@ -12,6 +12,10 @@ from tunnel.pool.figures import Figures
 from tunnel.pool.members import A, Lease, Member, Site, State, V, Waiter
 from tunnel.pool.timers import Timers
 
+SLOW_SECONDS = (
+    1.0  # an opening ahead of need that takes longer leaves its slot to other addresses: its own may be silent
+)
+
 
 @frozen
 class Open(Generic[A, V]):
@@ -140,10 +144,19 @@ class Roster(Generic[A, V]):
         self._count(member, True)
         if sponsor is None:
             self.unclaimed[member] = None
+            self.timers.at(now + SLOW_SECONDS, lambda _: self._free_slot(member, began_at=now))
         else:
             member.sponsor, sponsor.member = sponsor, member
             self.figures.cold_dials += 1
         self.todo.append(Open(member))
+
+    def _free_slot(self, member: Member[A, V], *, began_at: float) -> None:
+        """For other addresses: see `Filling`."""
+        if member.is_ahead and member.began_at == began_at:  # else it is the next try of a prober
+            self.opening_ahead -= 1
+            member.is_ahead = False
+            member.is_slow = True
+            member.site.slow += 1
 
     def claim(self, member: Member[A, V], sponsor: Waiter[A, V]) -> None:
         """What is being opened for nobody in particular is `sponsor`'s."""
@@ -172,6 +185,8 @@ class Roster(Generic[A, V]):
         member.site.opening -= 1
         self.opening -= 1
         self.opening_ahead -= member.is_ahead
+        member.site.slow -= member.is_slow
+        member.is_ahead = member.is_slow = False
         self.touch(member.site)
 
     # In service, and out of it
