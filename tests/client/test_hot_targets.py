@@ -1,8 +1,10 @@
 """Connections to targets that are ready before their visitors: handed over, found dead, replaced; in virtual time."""
 
+import weakref
+
 import pytest
 import trio
-from target_rig import Targets, begin, hot, proxy, published, visit
+from target_rig import Stream, Targets, begin, hot, proxy, published, visit
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tunnel.client import target_pool
@@ -200,3 +202,23 @@ async def test_a_target_that_falls_has_no_connections_and_gets_them_back(
         route.hear(route.config.targets[0], True, None)
         await trio.sleep(60)  # by their age at the latest
         assert sorted(one.target for one in targets.unused) == ["a:80"] * 2 + ["b:80"] * 2
+
+
+async def test_a_visitors_tls_is_not_held_by_the_pool_when_the_visitor_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pool's timers remember a member for some seconds, and a TLS object is tens of kilobytes."""
+
+    class Tls:
+        def detach(self) -> object:
+            return object()
+
+    monkeypatch.setattr(target_pool, "TlsLeg", lambda parts, stream: parts)
+    tls = Tls()
+    held = weakref.ref(tls)
+    connection = target_pool.TargetConnection(None, tls)  # type: ignore[arg-type]
+    del tls
+    connection.hand_over(Stream())  # type: ignore[arg-type]
+    assert held() is None
+    assert connection.peek() == "ended"
+    connection.close()

@@ -116,6 +116,15 @@ async def test_a_dial_that_waits_ends_in_a_connection_or_a_reason(
         assert stream.engine.woken == 1
 
 
+async def test_of_very_many_targets_each_has_the_time_that_a_long_way_takes(
+    targets: Targets, autojump_clock: MockClock
+) -> None:
+    targets.meets = {f"nas-{number}:80": [1.5] for number in range(50)}
+    async with published(proxy("web", *targets.meets)) as routes:
+        stream = await visit(routes.routes["web"])
+        assert (stream.asked, len(targets.dials)) == ([("connected", 1.5)], 1)
+
+
 @pytest.mark.parametrize("name", ["a..b:80", "tls://.example:443", "tls://" + "a" * 64 + ":443"])
 async def test_a_name_that_cannot_be_is_told_like_one_that_is_not_there(name: str) -> None:
     with pytest.raises(PeerLost, match="no name can be spelled like that"):

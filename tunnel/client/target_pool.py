@@ -18,6 +18,7 @@ from tunnel.relay.tls_leg import TlsLeg
 from tunnel.sockets import ENDED, UNREAD, has_hung_up, peek
 from tunnel.tls import TlsStream
 
+LEAST_SHARE_SECONDS = 2.0  # of a target, however many there are: a lost SYN takes a second, TLS three long round trips
 BRIEF_SECONDS = 1.0  # after it was opened; what a target said before it hung up later is a farewell to nobody (a 408)
 
 
@@ -47,10 +48,11 @@ class TargetConnection:
     def hand_over(self, stream: Stream) -> None:
         """It is `stream`'s from now on."""
         self._is_gone = True
-        if self._tls is None:
+        tls, self._tls = self._tls, None  # the pool may remember us longer than the stream lives
+        if tls is None:
             stream.connected(self._sock)
         else:
-            leg = TlsLeg(self._tls.detach(), stream)
+            leg = TlsLeg(tls.detach(), stream)
             stream.connected(leg, leg)
 
     def close(self) -> None:
@@ -98,4 +100,5 @@ def open_pool(proxy: ProxyConfig, *, dial_seconds: float, budget: RetryBudget) -
 def pool_config(proxy: ProxyConfig, dial_seconds: float) -> PoolConfig:
     pool = proxy.pool
     share = dial_seconds / len(proxy.targets)  # one that is silent leaves the others theirs
+    share = min(max(share, LEAST_SHARE_SECONDS), dial_seconds)
     return evolve(pool, open_seconds=min(pool.open_seconds, share), wait_seconds=min(pool.wait_seconds, dial_seconds))
