@@ -6,8 +6,12 @@ from hypothesis import strategies as st
 from tunnel.pool_words import pool_lines
 
 SITE = {"states": {"available": 1}, "failures": 0, "last_failure": None, "down": None}
-TIRED = {"states": {"quarantined": 1}, "failures": 3, "last_failure": "dial.refused: no\x1b[0m", "down": None}
-TIRED["next_try_seconds"] = 1.2
+TIRED = {
+    "states": {"quarantined": 1},
+    "failures": 3,
+    "last_failure": "dial.refused: no\x1b[0m",
+    "next_try_seconds": 1.2,
+}
 DOWN = {**SITE, "down": "GET / answered 500"}
 
 

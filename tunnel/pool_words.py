@@ -33,7 +33,12 @@ def _pool(name: str, pool: dict[str, Any]) -> Iterator[str]:
     line = f"{name}: {f'{ready} ready' if is_hot else 'none kept ready'}, {in_use} in use"
     hits, leases = _number(pool.get("hits")), _number(pool.get("leases"))
     if asked := hits + _number(pool.get("misses")):
-        line += f"; {hits / asked:.1%} of {asked:,} found one ready" if is_hot else f"; {leases:,} of {asked:,} visitors connected"
+        share = (
+            f"{hits / asked:.1%} of {asked:,} found one ready"
+            if is_hot
+            else f"{leases:,} of {asked:,} visitors connected"
+        )
+        line += f"; {share}"
     if coming := sum(_number(states.get(state)) for state in ("connecting", "validating")):
         line += f"; {coming} coming"
     if leaked := sum(map(_number, _table(pool.get("leaks")).values())):
