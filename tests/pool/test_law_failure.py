@@ -88,6 +88,59 @@ def test_a_connection_lost_soon_counts_as_one_that_could_not_be_opened_and_a_ste
     assert [desk.roster.sites[member.address].is_quarantined for member in (first, second)] == [True, False]
 
 
+def lose_all(desk: Desk) -> None:
+    for member in list(desk.roster.by_value.values()):
+        desk.rules.lost(member, RESET, desk.now)
+    desk.act()
+    desk.decide()
+
+
+def test_one_that_lets_us_in_and_soon_throws_us_out_is_tried_ever_more_seldom() -> None:
+    desk = desk_with("one", min=2, quarantine=DOUBLING)
+    desk.begun.clear()
+    lose_all(desk)
+    for when in (1.0, 3.0, 7.0, 15.0, 31.0, 61.0, 91.0):
+        desk.run_until(when - 0.01)
+        assert desk.opening == []
+        desk.run_until(when)
+        desk.open()
+        lose_all(desk)
+    assert [when for when, _ in desk.begun] == [at for at in (1.0, 3.0, 7.0, 15.0, 31.0, 61.0, 91.0) for _ in range(2)]
+
+
+def test_one_that_was_well_for_some_seconds_begins_anew() -> None:
+    desk = desk_with("one", min=1, quarantine=DOUBLING)
+    for when in (0.0, 1.0, 3.0):
+        desk.run_until(when)
+        desk.open()
+        if when < 3.0:
+            lose_all(desk)
+    desk.run_until(8.1)
+    lose_all(desk)  # it had lasted: no quarantine
+    desk.open()
+    lose_all(desk)
+    desk.begun.clear()
+    desk.run_until(9.11)
+    assert desk.begun == [(9.1, "one")]
+
+
+def test_one_that_cannot_be_opened_now_and_then_is_tried_again_soon_each_time() -> None:
+    desk = desk_with("one", quarantine=DOUBLING)
+    for when in (0.0, 1.0, 2.0, 3.0):
+        desk.run_until(when)
+        desk.wait(to="one")
+        desk.fail()
+        desk.wait(to="one")
+        desk.open()
+        assert not desk.roster.sites["one"].is_quarantined
+        desk.roster.evict()
+    desk.wait()
+    desk.fail()
+    desk.begun.clear()
+    desk.run_until(4.0)
+    assert desk.begun == [(4.0, "one")]
+
+
 def test_leases_of_a_lost_connection_are_not_those_of_its_successor() -> None:
     desk = desk_with("one", capacity=2, min=1)
     lease = desk.take()

@@ -142,7 +142,8 @@ class Site(Generic[A, V]):
     fault: Fault | None = None  # the last one
     prober: Member[A, V] | None = None  # while in quarantine
     probe_at: float = 0.0  # when it is opened
-    delays: Iterator[float] | None = None  # of the quarantine, while it lasts
+    delays: Iterator[float] | None = None  # of the quarantine, and of the next one if it follows soon
+    healed_at: float = -inf  # when a prober got through last
     quarantines: int = 0
 
     @property

@@ -7,6 +7,7 @@ from tunnel.faults import Fault
 from tunnel.pool.members import A, Member, Site, State, V
 from tunnel.pool.roster import Roster
 
+STEADY_SECONDS = 5.0  # a connection lost sooner counts as one that could not be opened
 GIVEN_UP_SECONDS = 3600.0  # a quarantine whose policy has no more retries is left so long; who asks may try before
 POSTPONE_SECONDS = 1.0  # of a probe while there is no room for it, or while somebody's own try is under way
 
@@ -21,7 +22,8 @@ class Quarantine(Generic[A, V]):
         """A member that could not be opened, or did not last, leaves; its address has a prober from now on.
 
         When it is tried next is settled once: somebody's own try that fails meanwhile does not put it off, so those who
-        ask for a dead address cannot make it wait longer for its recovery.
+        ask for a dead address cannot make it wait longer for its recovery. One that lets us in and soon throws us out
+        has not recovered: its delays go on growing.
         """
         roster, site, is_prober = self._roster, member.site, member is member.site.prober
         roster.leave(member)
@@ -33,7 +35,9 @@ class Quarantine(Generic[A, V]):
             site.prober = Member(next(roster.numbers), site, State.QUARANTINED, now)
             site.quarantines += 1
             roster.figures.quarantines += 1
-            site.delays = roster.config.quarantine.delays(roster.rand)
+            has_relapsed = member.opened_at < inf and now - site.healed_at < STEADY_SECONDS
+            if site.delays is None or not has_relapsed:
+                site.delays = roster.config.quarantine.delays(roster.rand)
         elif not is_prober:
             roster.enter(member, State.RETIRED, now)
             return
@@ -42,10 +46,16 @@ class Quarantine(Generic[A, V]):
         if site.probe_at <= now or not is_prober:
             self._set_probe(site, now)
 
+    def recover(self, site: Site[A, V], now: float) -> None:
+        """Something was opened there."""
+        if site.is_quarantined:
+            site.healed_at = now
+        self.heal(site)
+
     def heal(self, site: Site[A, V]) -> None:
-        """Something was opened there, or nobody relies on it any more."""
+        """No quarantine any more: it is well, or nobody relies on it."""
         prober, site.prober = site.prober, None
-        site.failures, site.delays, site.fault = 0, None, None
+        site.failures, site.fault = 0, None
         if prober is not None and prober.state is State.QUARANTINED:
             del site.members[prober.number]
             prober.state = State.RETIRED

@@ -24,11 +24,10 @@ from tunnel.pool.lending import Lending
 from tunnel.pool.line import Line
 from tunnel.pool.members import A, Lease, Member, Place, Site, State, V, Waiter
 from tunnel.pool.places import Places
-from tunnel.pool.quarantine import Quarantine
+from tunnel.pool.quarantine import STEADY_SECONDS, Quarantine
 from tunnel.pool.roster import Roster
 from tunnel.pool.upkeep import Upkeep
 
-STEADY_SECONDS = 5.0  # a connection lost sooner counts as one that could not be opened
 _CLOSED = Fault(Phase.DIAL, Kind.INVALID, False, "the pool is closed")
 
 
@@ -151,7 +150,7 @@ class Rules(Generic[A, V]):
         self.figures.openings.add(seconds)
         self._filling.open_time.add(seconds)
         self._upkeep.begin(member, now)
-        self._quarantine.heal(member.site)
+        self._quarantine.recover(member.site, now)
 
     def failed(self, member: Member[A, V], fault: Fault, now: float) -> None:
         """Opening or validating it did not work."""
