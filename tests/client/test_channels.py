@@ -404,6 +404,22 @@ async def test_a_retired_channel_is_cut_when_its_streams_do_not_leave_it(
         assert leaving.closed_at == 10 + RETIRE_SECONDS
 
 
+async def test_addresses_that_are_left_serve_until_a_new_one_answers(world: World, autojump_clock: MockClock) -> None:
+    """A wrong answer about the server's name, or a slip in `servers`, must not cut what works."""
+    async with world.running(A) as relay:
+        await trio.sleep(10)
+        old = list(relay.channels)
+        world.dials[B.ip] = REFUSED
+        world.channels.use([B])
+        await trio.sleep(1000)
+        assert ([one.alive for one in old], relay.serving) == ([True, True], [])
+        world.dials[B.ip] = 0.0
+        await trio.sleep(31)
+        assert relay.serving == [B.ip, B.ip]
+        await trio.sleep(2 * RETIRE_SECONDS)  # they had their time to leave
+        assert [one.alive for one in old] == [False, False]
+
+
 async def test_a_retired_channel_that_was_left_is_not_cut(world: World, autojump_clock: MockClock) -> None:
     async with world.running(A, B) as relay:
         await trio.sleep(10)

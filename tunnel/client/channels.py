@@ -157,9 +157,25 @@ class Channels:
     def _retire(self, one: DataChannel) -> None:
         if one.channel.is_proven and self._tasks is not None:
             self._relay.retire(one.channel)
-            self._tasks.start_soon(_cut_late, one, name="retiring data channel")
+            self._tasks.start_soon(self._cut_late, one, name="retiring data channel")
         else:
             one.channel.close()
+
+    async def _cut_late(self, one: DataChannel) -> None:
+        """A server that does not take its streams away has had its time; there must have been somewhere to go, though:
+        addresses that are new may not answer, and the old ones serve until one does."""
+        while True:
+            had_refuge = self._has_refuge
+            with trio.move_on_after(RETIRE_SECONDS):
+                await one.ended.wait()
+                return
+            if had_refuge and self._has_refuge:
+                one.channel.close()
+                return
+
+    @property
+    def _has_refuge(self) -> bool:
+        return any(not channel.is_retiring for channel in self._relay.channels)
 
     async def _count_arrivals(self) -> None:
         """The server puts visitors on channels without asking the pool; it has to know how many there are."""
@@ -174,10 +190,3 @@ class Channels:
 async def _validate(one: DataChannel) -> None:
     """A nonce goes there and back."""
     await (one.channel.echo() if one.channel.is_proven else one.channel.wait_proven())
-
-
-async def _cut_late(one: DataChannel) -> None:
-    """A server that does not take its streams away has had its time."""
-    with trio.move_on_after(RETIRE_SECONDS):
-        await one.ended.wait()
-    one.channel.close()
