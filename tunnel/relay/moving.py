@@ -5,6 +5,7 @@ the pong that proves its former MOVE (or OPEN) seen; everything else waits for a
 """
 
 from collections.abc import Iterable
+from heapq import heapify, heapreplace
 from typing import TYPE_CHECKING
 
 from tunnel.errors import RemoteProtocolError
@@ -62,15 +63,19 @@ class Moving:
 
     def depart(self, streams: "Iterable[Stream]") -> None:
         """Move those of these streams that send on a retiring channel, may leave it, and have somewhere to go."""
-        for channel in {left for stream in list(streams) if (left := self._send_away(stream)) is not None}:
+        channels = self._refuges()
+        if not channels:
+            return
+        refuges = _Refuges(channels)
+        for channel in {left for stream in list(streams) if (left := _send_away(stream, refuges)) is not None}:
             _hand_over(channel)
             channel.stir()
 
     def retry(self) -> None:
-        """There is a channel more to go to."""
+        """There is a channel more to go to. Who waits for a pong here is not asked: its coming asks again."""
         for channel in list(self._session.channels):
             if channel.is_retiring:
-                self.depart(channel.leaving)
+                self.depart(channel.leaving - channel.departing)
                 channel.stir()
 
     def go_on(self, channel: "Channel") -> None:
@@ -93,24 +98,6 @@ class Moving:
                 stream.is_pinned = not clean and channel.pulse.answered <= stream.left_nonce
         self.depart(channel.departing)
 
-    def _send_away(self, stream: "Stream") -> "Channel | None":
-        """Returns the channel that the stream has left; its queues still hold the stream."""
-        here = stream.channel
-        if here is None or not here.is_retiring or not stream.alive:
-            return None
-        refuges = self._refuges()
-        if not refuges:
-            return None
-        unknown = _unknown(stream)
-        for channel in unknown:
-            channel.departing.add(stream)
-        if unknown:
-            return None
-        leads = leading(refuges)
-        _put_on(stream, _least_bulky(refuges, leads) if stream.is_bulk else _least_used(leads))
-        here.leaving.discard(stream)
-        return here
-
     def _refuges(self) -> "list[Channel]":
         """Where a stream may go."""
         usable = [channel for channel in self._session.channels if not channel.is_retiring and not channel.is_suspect]
@@ -125,13 +112,46 @@ def leading(channels: "list[Channel]") -> "list[Channel]":
     return list(leads.values())
 
 
+class _Refuges:
+    """Where streams may go, judged once for all that go at one moment: a channel may have thousands.
+
+    Each goes where the fewest are by then, so that those of a place that is left spread over the others.
+    """
+
+    def __init__(self, channels: "list[Channel]") -> None:
+        self._channels = channels
+        self._leads = leading(channels)
+        self._queue = [(lead.is_blocked, lead.users, number) for number, lead in enumerate(self._leads)]
+        heapify(self._queue)
+
+    def choose(self, stream: "Stream") -> "Channel":
+        if stream.is_bulk:
+            return _least_bulky(self._channels, self._leads)
+        is_blocked, users, number = self._queue[0]
+        heapreplace(self._queue, (is_blocked, users + 1, number))
+        return self._leads[number]
+
+
+def _send_away(stream: "Stream", refuges: _Refuges) -> "Channel | None":
+    """Returns the channel that the stream has left; its queues still hold the stream."""
+    here = stream.channel
+    if here is None or not here.is_retiring or not stream.alive:
+        return None
+    unknown = _unknown(stream)
+    for channel in unknown:
+        channel.departing.add(stream)
+    if unknown:
+        return None
+    _put_on(stream, refuges.choose(stream))
+    here.leaving.discard(stream)
+    here.departing.discard(stream)  # one that ended while it was pinned
+    return here
+
+
 def _least_bulky(refuges: "list[Channel]", leads: "list[Channel]") -> "Channel":
-    others = [channel for channel in refuges if channel not in leads]
+    interactive = set(leads)
+    others = [channel for channel in refuges if channel not in interactive]
     return min(others or refuges, key=lambda channel: len(channel.bulk))
-
-
-def _least_used(leads: "list[Channel]") -> "Channel":
-    return min(leads, key=lambda channel: (channel.is_blocked, channel.users))
 
 
 def _unknown(stream: "Stream") -> "list[Channel]":

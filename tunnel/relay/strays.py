@@ -39,6 +39,8 @@ def moved(streams: "dict[int, Stream]", channel: "Channel", sid: int) -> None:
         if strays.channel.alive:
             settle(stream, strays.channel)
         if strays.data:
+            if not stream.fin_seen:
+                stream.allowance += len(strays.data)  # `deliver` takes it again
             stream.deliver(memoryview(strays.data))
         if strays.fin and stream.alive:
             stream.fin()
@@ -65,7 +67,8 @@ def stray(streams: "dict[int, Stream]", channel: "Channel", sid: int, data: memo
         strays.fin = True
         return
     strays.data += data
-    if len(strays.data) > stream.allowance:
+    stream.allowance -= len(data)  # at once: what comes on the old channel meanwhile must find the rest of it only
+    if stream.allowance < 0:
         raise RemoteProtocolError(f"DATA beyond the credit of stream {sid}")
 
 

@@ -294,6 +294,8 @@ class Stream:
     def _grant(self) -> None:
         """Give back what was delivered, once it is half a window; more, if the window seems to be the limit."""
         owed = self.window - self.allowance - self.held_size
+        if self.strays is not None:
+            owed -= len(self.strays.data)
         channel = self.channel
         if owed < self.window >> 1 or channel is None or self.fin_seen:
             return
@@ -407,7 +409,10 @@ class Stream:
             self.source.inbound.pop(self.sid, None)
         if self.channel is not None and self.channel.is_retiring:
             self.channel.leaving.discard(self)
+            self.channel.departing.discard(self)
             self.channel.stir()
+        if self.left is not None:
+            self.left.departing.discard(self)
         self.strays = None
         self.tally.leave(self)
         self.session.forget(self)
