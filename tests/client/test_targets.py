@@ -365,3 +365,14 @@ async def test_a_visitor_that_waits_for_a_target_that_falls_goes_to_the_other(
         route.hear(route.config.targets[0], False, "no answer")
         await stream.over.wait()
         assert (stream.connection.target, trio.current_time()) == ("b:80", 1)
+
+
+@pytest.mark.parametrize(
+    ("dial_seconds", "number", "share"),
+    [(10.0, 1, 10.0), (10.0, 2, 5.0), (10.0, 50, 2.0), (3.0, 3, 1.5), (1.0, 2, 0.5)],
+)
+def test_a_silent_target_leaves_time_for_another_however_short_the_deadline_is(
+    dial_seconds: float, number: int, share: float
+) -> None:
+    config = pool_config(proxy("web", *(f"nas{each}:80" for each in range(number))), dial_seconds)
+    assert (config.open_seconds, config.wait_seconds) == (share, dial_seconds)

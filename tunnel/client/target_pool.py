@@ -99,6 +99,6 @@ def open_pool(proxy: ProxyConfig, *, dial_seconds: float, budget: RetryBudget) -
 
 def pool_config(proxy: ProxyConfig, dial_seconds: float) -> PoolConfig:
     pool = proxy.pool
-    share = dial_seconds / len(proxy.targets)  # one that is silent leaves the others theirs
-    share = min(max(share, LEAST_SHARE_SECONDS), dial_seconds)
+    least = min(LEAST_SHARE_SECONDS, dial_seconds / 2)  # one that is silent leaves time for another at least
+    share = max(dial_seconds / len(proxy.targets), least)
     return evolve(pool, open_seconds=min(pool.open_seconds, share), wait_seconds=min(pool.wait_seconds, dial_seconds))
