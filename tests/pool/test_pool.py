@@ -6,6 +6,7 @@ from running_rig import open_rig
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tunnel.backoff import LinearPolicy, RetryBudget, RetryPolicy
+from tunnel.errors import RemoteProtocolError
 from tunnel.faults import Kind, Phase
 from tunnel.pool import Unavailable
 
@@ -142,3 +143,44 @@ async def test_what_is_lent_for_good_outlives_the_pool(autojump_clock: MockClock
     assert rig.service.open_values == [lease.value]
     lease.release()
     assert rig.service.open_values == [lease.value]
+
+
+async def test_each_address_is_counted_and_all_together(autojump_clock: MockClock) -> None:
+    async with open_rig("one", "two", retry=LinearPolicy(0.5, 1)) as rig:
+        rig.service.open_seconds = 0.25
+        (await rig.pool.take("a", "one")).release()
+        (await rig.pool.take("b", "one")).release()
+        rig.service.broken["two"] = ConnectionRefusedError()
+        with pytest.raises(Unavailable):
+            await rig.pool.take("c", "two")
+        stats = rig.pool.stats()
+        told = "leases", "hits", "misses", "hit", "reuse", "cold_dials", "handshakes", "retries"
+        sites = stats["addresses"]
+        one, two, both = ({key: figures[key] for key in told} for figures in (sites["one"], sites["two"], stats))
+        assert one == {
+            "leases": 2, "hits": 1, "misses": 1, "hit": 0.5, "reuse": 0.5, "cold_dials": 1, "handshakes": 1,
+            "retries": {},
+        }  # fmt: skip
+        assert two == {
+            "leases": 0, "hits": 0, "misses": 0, "hit": None, "reuse": None, "cold_dials": 2, "handshakes": 0,
+            "retries": {"handshake.refused": 1},
+        }  # fmt: skip
+        assert both == {
+            "leases": 2, "hits": 1, "misses": 2, "hit": 0.33333, "reuse": 0.5, "cold_dials": 3, "handshakes": 1,
+            "retries": {"handshake.refused": 1},
+        }  # fmt: skip
+        assert sites["one"]["waits"] == stats["waits"] == {
+            "count": 1, "p50": 0.25, "p95": 0.25, "p99": 0.25, "max": 0.25,
+        }  # fmt: skip
+        assert sites["two"]["waits"]["count"] == 0
+
+
+async def test_validation_failures_are_counted_where_they_were(autojump_clock: MockClock) -> None:
+    async with open_rig("one", "two") as rig:
+        rig.service.invalid = RemoteProtocolError("an answer nobody asked for")
+        with pytest.raises(Unavailable):
+            await rig.pool.take("a", "two")
+        stats = rig.pool.stats()
+        assert stats["validation_failures"] == {"protocol": 1}
+        told = {address: site["validation_failures"] for address, site in stats["addresses"].items()}
+        assert told == {"one": {}, "two": {"protocol": 1}}

@@ -1,4 +1,4 @@
-"""What a pool counts. Everything only grows, but for what `rules` adds when it makes a snapshot."""
+"""What a pool counts, and each of its addresses. Everything only grows."""
 
 from collections import Counter
 
@@ -11,21 +11,27 @@ MAX_OWNERS = 50  # named among the leaks; a label set that grows with its users 
 
 
 @define(eq=False)
-class Figures:
-    """Totals of one pool. Durations are histograms in seconds."""
+class Counts:
+    """What is counted of one address. Durations are histograms in seconds."""
 
     hits: int = 0  # leases on a member that was ready
-    misses: int = 0  # had to wait
     reused: int = 0  # leases on a member that had been lent before
     leases: int = 0
     cold_dials: int = 0  # opened because somebody waited
     opened: int = 0  # connections made, handshakes done
     waits: Histogram = Factory(Histogram)
+    validation_failures: Counter[str] = Factory(Counter)  # by kind
+    retries: Counter[str] = Factory(Counter)  # by phase.kind of what is retried
+
+
+@define(eq=False)
+class Figures(Counts):
+    """Totals of one pool, of addresses that it has forgotten, too."""
+
+    misses: int = 0  # had to wait
     openings: Histogram = Factory(Histogram)
     timeouts: int = 0  # waits that ended at their deadline
     faults: Counter[str] = Factory(Counter)  # openings that failed, by phase.kind
-    validation_failures: Counter[str] = Factory(Counter)  # by kind
-    retries: Counter[str] = Factory(Counter)  # by phase.kind of what is retried
     denied_retries: int = 0  # by the retry budget
     quarantines: int = 0
     retired: Counter[str] = Factory(Counter)  # by cause: age, idle, dead, lost, used, removed, bad

@@ -39,6 +39,7 @@ class Lending(Generic[A, V]):
             while (member := self._choice.best(site)) is not None:
                 if self._is_alive(member):
                     figures.hits += 1
+                    site.counts.hits += 1
                     return self._lend(member, owner, now, was_hot=True, is_chosen=to is None)
         figures.misses += 1
         return None
@@ -107,8 +108,9 @@ class Lending(Generic[A, V]):
     def _lend(self, member: Member[A, V], owner: str, now: float, *, was_hot: bool, is_chosen: bool) -> Lease[A, V]:
         assert member.value is not None
         roster, site = self._roster, member.site
-        roster.figures.leases += 1
-        roster.figures.reused += member.lent_total > 0
+        for counts in roster.figures, site.counts:
+            counts.leases += 1
+            counts.reused += member.lent_total > 0
         member.lent_total += 1
         member.leases += 1
         site.lent += 1

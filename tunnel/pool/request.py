@@ -39,16 +39,23 @@ class Request(Generic[A, V]):
         while True:
             await self._wait_woken(waiter, woken)
             if waiter.lease is not None:
-                rules.figures.waits.add(trio.current_time() - began)
+                for counts in rules.figures, waiter.lease.member.site.counts:
+                    counts.waits.add(trio.current_time() - began)
                 return waiter.lease
             fault = self.fault = waiter.fault
             assert fault is not None
             if not rules.may_go_elsewhere(waiter):
                 await self._wait_retry(fault)
                 waiter.tried.clear()
-            rules.figures.retries[f"{fault.phase}.{fault.kind}"] += 1
+            self._count_retry(fault, waiter.failed_at)
             woken = trio.Event()
             rules.wait_again(waiter, trio.current_time())
+
+    def _count_retry(self, fault: Fault, at: A | None) -> None:
+        """`at` is where it went wrong, if that was an address."""
+        site = None if at is None else self.rules.roster.sites.get(at)
+        for counts in [self.rules.figures] if site is None else [self.rules.figures, site.counts]:
+            counts.retries[f"{fault.phase}.{fault.kind}"] += 1
 
     def late(self, whom: str, seconds: float) -> Unavailable:
         """For the caller, whose deadline has come."""

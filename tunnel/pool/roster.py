@@ -147,7 +147,8 @@ class Roster(Generic[A, V]):
             self.timers.at(now + SLOW_SECONDS, lambda _: self._free_slot(member, began_at=now))
         else:
             member.sponsor, sponsor.member = sponsor, member
-            self.figures.cold_dials += 1
+            for counts in self.figures, site.counts:
+                counts.cold_dials += 1
         self.todo.append(Open(member))
 
     def _free_slot(self, member: Member[A, V], *, began_at: float) -> None:

@@ -146,7 +146,8 @@ class Rules(Generic[A, V]):
         self.roster.opening_ended(member)
         if sponsor is not None:
             self._line.unserve(sponsor)  # it is first in line, or an older one's opening will be its
-        self.figures.opened += 1
+        for counts in self.figures, member.site.counts:
+            counts.opened += 1
         self.figures.openings.add(seconds)
         self._filling.open_time.add(seconds)
         self._upkeep.begin(member, now)
@@ -155,7 +156,8 @@ class Rules(Generic[A, V]):
     def failed(self, member: Member[A, V], fault: Fault, now: float) -> None:
         """Opening or validating it did not work."""
         if fault.phase is Phase.VALIDATE:
-            self.figures.validation_failures[fault.kind] += 1
+            for counts in self.figures, member.site.counts:
+                counts.validation_failures[fault.kind] += 1
         if not member.is_opening:
             if member.value is not None:
                 self.roster.drop(member, "dead")  # whether its address is well, the next opening tells

@@ -1,12 +1,14 @@
 """What `/stats` and ``status --json`` tell of a pool, ready for JSON; bounded however many addresses and owners. Pure.
 
 `states` counts members, `in_use` those lent for good, too. `reuse` is the share of leases on a connection that had been
-lent before, `hit` that of leases that did not wait. Durations are in seconds.
+lent before, `hit` that of leases that did not wait. An address has missed whom it was given after a wait; who got none
+at all is the pool's miss alone. Durations are in seconds.
 """
 
 from math import inf
 from typing import Any
 
+from tunnel.pool.figures import Counts
 from tunnel.pool.members import A, Site, State, V
 from tunnel.pool.rules import Rules
 
@@ -30,19 +32,10 @@ def describe(rules: Rules[A, V], now: float) -> dict[str, Any]:
         "wanted": rules.wanted(now),
         "waiting": rules.waiting,
         "lent": rules.lent,
-        "leases": figures.leases,
-        "hits": figures.hits,
-        "misses": figures.misses,
-        "hit": _share(figures.hits, figures.hits + figures.misses),
-        "reuse": _share(figures.reused, figures.leases),
-        "cold_dials": figures.cold_dials,
-        "handshakes": figures.opened,
-        "waits": figures.waits.summary(),
+        **_describe_counts(figures, misses=figures.misses),
         "wait_timeouts": figures.timeouts,
         "openings": figures.openings.summary(),
         "failures": dict(figures.faults),
-        "validation_failures": dict(figures.validation_failures),
-        "retries": dict(figures.retries),
         "denied_retries": figures.denied_retries,
         "quarantines": figures.quarantines,
         "retired": dict(figures.retired),
@@ -74,10 +67,26 @@ def _describe_site(site: Site[A, V], now: float, *, reusable: bool) -> dict[str,
         "failures": site.failures,
         "last_failure": site.fault and f"{site.fault.phase}.{site.fault.kind}: {site.fault.message}",
         "next_try_seconds": round(max(site.probe_at - now, 0.0), 3) if site.is_quarantined else None,
+        **_describe_counts(site.counts, misses=site.counts.leases - site.counts.hits),
         "quarantines": site.quarantines,
         "oldest_seconds": round(
             max((now - m.opened_at for m in site.members.values() if m.opened_at < inf), default=0.0), 3
         ),
+    }
+
+
+def _describe_counts(counts: Counts, *, misses: int) -> dict[str, Any]:
+    return {
+        "leases": counts.leases,
+        "hits": counts.hits,
+        "misses": misses,
+        "hit": _share(counts.hits, counts.hits + misses),
+        "reuse": _share(counts.reused, counts.leases),
+        "cold_dials": counts.cold_dials,
+        "handshakes": counts.opened,
+        "waits": counts.waits.summary(),
+        "validation_failures": dict(counts.validation_failures),
+        "retries": dict(counts.retries),
     }
 
 
