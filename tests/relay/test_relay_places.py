@@ -86,3 +86,25 @@ async def test_where_every_channel_leads_bulk_stays(poller):
             await ping(visitor)
             await rig.server.channels[0].echo()
             assert not rig.server.moving.make_room(rig.server.streams[1])
+
+
+async def test_a_place_with_a_silent_channel_gets_no_visitor_on_its_others_while_there_is_another_place(poller):
+    """What is silent is an address more often than a channel, and each would have to be found out by visitors."""
+    async with open_rig(poller, channels=0) as rig:
+        await proven(rig, "a", "a", "b")
+        silent, sibling, other = rig.server.channels
+        silent.is_suspect = True
+        rig.server.judge_places()
+        here = await visitors(rig, 2)
+        assert [channel.users for channel in rig.server.channels] == [0, 0, 2]
+        other.is_suspect = True
+        rig.server.judge_places()
+        here += await visitors(rig, 1)
+        assert sibling.users == 1
+        silent.ping()
+        rig.server_engine.wake()
+        await until(lambda: not silent.is_suspect)
+        here += await visitors(rig, 1)
+        assert silent.users == 1
+        for visitor in here:
+            await visitor.aclose()

@@ -194,6 +194,25 @@ async def test_a_channel_that_answers_is_not_watched_any_longer(poller):
         peer.close()
 
 
+async def test_a_word_from_before_the_newest_stream_proves_nothing_for_that_one(poller):
+    """A busy channel that falls silent: its doubt was about the visitor before, who was answered."""
+    async with open_rig(poller, channels=0, keeps_time=False) as rig:
+        clock = Clock(rig.server_engine)
+        channel, peer, _ = await silent_channel(rig)
+        async with await rig.visit():
+            await until(lambda: channel.in_doubt)
+            received = channel.received
+            await peer.send_all(message(frame(CREDIT | 1, 77), masked=True))
+            await until(lambda: channel.received > received)
+            async with await rig.visit():
+                await until(lambda: len(channel.inbound) == 2)
+                clock.pass_seconds(0.251)
+                assert (channel.in_doubt, channel.is_suspect) == (True, False)
+                clock.pass_seconds(0.251)
+                assert (channel.in_doubt, channel.is_suspect) == (False, True)
+        peer.close()
+
+
 async def test_suspect_channels_are_used_when_there_are_no_others(poller):
     async with open_rig(poller, channels=0, keeps_time=False) as rig:
         channel, peer, reader = await silent_channel(rig)

@@ -159,6 +159,7 @@ class Channel:
             self.received += size
             if self.is_suspect:
                 self.is_suspect = False
+                self.session.judge_places()
                 self.session.moving.retry()
             for begin in range(0, size, STEP_BYTES):
                 end = begin + STEP_BYTES

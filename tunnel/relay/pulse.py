@@ -25,8 +25,8 @@ class Pulse:
     """Owned by its channel, which passes on what the engine's deadlines and the peer's pongs say."""
 
     __slots__ = (
-        "_asked_at", "_asking_since", "_channel", "_doubted_at", "_received_before", "_received_then", "_told",
-        "answered", "nonce",
+        "_asked_at", "_asking_since", "_channel", "_doubted_at", "_received_at_put", "_received_before",
+        "_received_then", "_told", "answered", "nonce",
     )  # fmt: skip
 
     def __init__(self, channel: "Channel") -> None:
@@ -38,6 +38,7 @@ class Pulse:
         self._received_before = 0  # when the deadline of the ping under way began
         self._doubted_at = 0.0
         self._received_then = 0  # when the doubt began
+        self._received_at_put = 0  # when the newest stream was put here
         self._told: trio.Event | None = None  # while somebody waits for a pong
 
     @property
@@ -95,6 +96,9 @@ class Pulse:
     def doubt(self) -> None:
         """A stream was put here: if nothing comes back, be suspect before the next visitors wait in vain."""
         channel = self._channel
+        self._received_at_put = channel.received
+        if channel.in_doubt:
+            return
         channel.in_doubt = True
         self._received_then = channel.received
         self._doubted_at = channel.engine.now()
@@ -107,16 +111,20 @@ class Pulse:
             channel.read_now()
         if not channel.alive:
             return
+        now = channel.engine.now()
         if channel.received != self._received_then:
-            channel.in_doubt = False
-            return
+            if channel.received != self._received_at_put:
+                channel.in_doubt = False
+                return
+            # Something came, but before the newest stream: that one must not wait until the next one is put here.
+            self._received_then, self._doubted_at = channel.received, now
         if not self.is_asking:
             self.ping()
-        now = channel.engine.now()
         patience = max(DOUBT_SECONDS, DOUBT_ROUND_TRIPS * channel.round_trip)
         if now >= max(self._asking_since, self._doubted_at) + patience:
             channel.in_doubt = False
             channel.is_suspect = True
+            channel.session.judge_places()
             return
         channel.engine.doubts.add(channel, now)
 

@@ -59,6 +59,7 @@ class RelaySession:
         self._waiting: dict[Stream, tuple[int, int]] = {}  # visitors for whom there is no channel yet
         self._on_lost: dict[Channel, Callable[[str], None]] = {}
         self._is_spread = False  # the channels go to several places
+        self._shunned: set[str] = set()  # places of which a channel is suspect
         self._emptied: trio.Event | None = None  # while somebody waits for it
 
     def __enter__(self) -> "RelaySession":
@@ -93,7 +94,7 @@ class RelaySession:
         ends it."""
         channel = Channel(self, parts, masks=masks, place=place)
         self.channels.append(channel)
-        self._count_places()
+        self.judge_places()
         self._on_lost[channel] = on_lost
         try:
             channel.begin()
@@ -122,7 +123,7 @@ class RelaySession:
     def channel_lost(self, channel: Channel, why: str, *, clean: bool) -> None:
         """Reset the streams that used it, either way; the peer is told on another channel, should it not know which."""
         self.channels.remove(channel)
-        self._count_places()
+        self.judge_places()
         other = self._pick()
         for stream in list(self.streams.values()):
             if stream.channel is channel or is_cut_short(stream, channel, clean=clean):
@@ -146,14 +147,16 @@ class RelaySession:
             self.moving.leave(channel)
             self.engine.wake()
 
-    def _count_places(self) -> None:
+    def judge_places(self) -> None:
+        """A channel came, went, fell silent or spoke again. What is silent may be its place: others are preferred."""
         self._is_spread = len({channel.place for channel in self.channels}) > 1
+        self._shunned = {channel.place for channel in self.channels if channel.is_suspect}
 
     def _pick(self) -> Channel | None:
         """The first good channel that is not held up: sharing one makes bigger batches than spreading. Of the first
         ones of several places the least used: should a place fail, the visitors of the others do not notice."""
         if self._is_spread:
-            leads = leading([channel for channel in self.channels if _is_good(channel)])
+            leads = leading([one for one in self.channels if _is_good(one) and one.place not in self._shunned])
             if leads:
                 return min(leads, key=lambda channel: channel.users)
         for channel in self.channels:
@@ -198,8 +201,7 @@ class RelaySession:
             return
         channel.put_open(stream.sid, index, version)
         stream.came_nonce = channel.pulse.nonce
-        if not channel.in_doubt:
-            channel.pulse.doubt()
+        channel.pulse.doubt()
         if channel.is_retiring:
             channel.leaving.add(stream)
         stream.ready()
