@@ -19,6 +19,7 @@ from tunnel.client.routes import SETS_KEPT, RouteTable
 from tunnel.config import HealthCheck, ProxyConfig
 from tunnel.frames import Abort
 from tunnel.messages import ProxySpec, Retry, decode, encode
+from tunnel.pool.rules import Rules
 
 
 @pytest.fixture
@@ -309,3 +310,17 @@ async def test_between_two_sessions_the_hot_connections_stay(targets: Targets, a
     async with published(proxy("web", "nas:80", **hot(1))) as routes:
         await trio.sleep(9)  # not at the moment of a probe
         assert (len(targets.dials), begin(routes.routes["web"]).asked) == (1, [("connected", 9)])
+
+
+async def test_a_visitor_does_not_wait_for_ever_for_a_pool_that_fails_again_and_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    def bug(self: object, now: float) -> float:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Rules, "decide", bug)
+    async with published(proxy("web", "nas:80")) as routes:
+        stream = await visit(routes.routes["web"])
+        assert stream.asked == [("refuse", Abort.DIAL_FAILED, 10.0)]

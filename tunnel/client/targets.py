@@ -155,20 +155,20 @@ class ProxyRoute:
         stream.dialling = None
 
     async def _wait_for_target(self, stream: Stream) -> None:
-        pool = self.pool
-        if pool is None:
-            await self._dial_again(stream)
-            return
-        try:
-            lease = await pool.wait(self._owner)
-        except Unavailable as exc:
-            if pool is not self.pool:  # the targets have changed meanwhile
-                await self._wait_for_target(stream)
+        """If the targets change meanwhile it waits for the new ones, which have as long as the old ones had."""
+        give_up_at = trio.current_time() + self._dial_seconds
+        while (pool := self.pool) is not None:
+            try:
+                lease = await pool.wait(self._owner)
+            except Unavailable as exc:
+                if pool is self.pool or trio.current_time() >= give_up_at:
+                    self._refuse(stream, exc.fault)
+                    return
             else:
-                self._refuse(stream, exc.fault)
-        else:
-            self._said.clear()
-            self._hand_over(lease, stream)
+                self._said.clear()
+                self._hand_over(lease, stream)
+                return
+        await self._dial_again(stream)
 
     async def _dial_again(self, stream: Stream) -> None:
         """A Unix socket's backlog was full (the kernel tells of no event when there is room), or the pool has ended."""
