@@ -374,5 +374,5 @@ async def test_a_visitor_that_waits_for_a_target_that_falls_goes_to_the_other(
 def test_a_silent_target_leaves_time_for_another_however_short_the_deadline_is(
     dial_seconds: float, number: int, share: float
 ) -> None:
-    config = pool_config(proxy("web", *(f"nas{each}:80" for each in range(number))), dial_seconds)
+    config = target_pool.pool_config(proxy("web", *(f"nas{each}:80" for each in range(number))), dial_seconds)
     assert (config.open_seconds, config.wait_seconds) == (share, dial_seconds)
