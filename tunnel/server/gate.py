@@ -194,7 +194,7 @@ class Gate:
         with trio.fail_after(self._config.limits.head_seconds):
             await stream.send_all(switching_protocols(head))
         stream.push_back(head.rest)
-        if session.ended.is_set():
+        if session.ended.is_set() or len(session.relay.channels) >= MAX_CHANNELS:  # others came while it was answered
             return
         parts = stream.detach()
         session.relay.add_channel(
