@@ -180,8 +180,7 @@ def _put_on(stream: "Stream", there: "Channel") -> None:
         stream.left = here
     stream.came_nonce = there.pulse.nonce
     stream.channel = there
-    if not there.in_doubt:
-        there.pulse.doubt()
+    there.pulse.doubt()
 
 
 def _hand_over(here: "Channel") -> None:
