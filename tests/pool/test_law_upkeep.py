@@ -3,6 +3,7 @@
 from attrs import evolve
 from pool_rig import QUIET, RESET, Desk, desk_with, in_service
 
+from tunnel.backoff import RetryPolicy
 from tunnel.faults import Kind
 from tunnel.pool.members import Place, State
 
@@ -220,3 +221,51 @@ def test_an_opening_that_takes_over_a_second_leaves_its_slot_to_other_addresses(
     desk.run_until(9.0)
     assert len(desk.opening) == 4
     assert desk.rules.roster.opening_ahead == 0
+
+
+def find_all_dead(desk: Desk, when: float) -> None:
+    """They end at this moment, and somebody comes who finds that out and opens one of his own."""
+    desk.run_until(when)
+    for value in desk.values:
+        value.dead = "ended"
+    waiter = desk.wait(to="one")
+    own = next(member for member in desk.opening if member.sponsor is waiter)
+    desk.open(own)
+    assert waiter.lease is not None
+    desk.release(waiter.lease)
+
+
+def test_where_connections_never_last_until_they_are_used_there_are_pauses_but_for_who_needs_one() -> None:
+    policy = RetryPolicy(initial_delay=1.0, factor=2.0, max_delay=30.0, max_retries=None)
+    desk = desk_with("one", reusable=False, min=3, fill_rate=1000.0, quarantine=policy)
+    find_all_dead(desk, 10.0)
+    assert len(desk.opening) == 3  # once may be chance: they are replaced at once
+    desk.now = 10.1
+    desk.open()
+    begun = []
+    for when, pause in (10.2, 1.0), (11.3, 2.0), (13.4, 4.0):
+        desk.begun.clear()
+        find_all_dead(desk, when)
+        assert [at for at, _ in desk.begun] == [when]  # the one that somebody needed
+        desk.run_until(when + pause - 0.01)
+        assert desk.opening == []
+        desk.run_until(when + pause)
+        begun.append(len(desk.opening))
+        desk.now += 0.01
+        desk.open()
+    assert begun == [3, 3, 3]
+
+
+def test_where_they_lasted_until_a_probe_the_dead_are_replaced_at_once_each_time() -> None:
+    desk = desk_with("one", min=2, probe_interval=5.0)
+    for _ in range(3):
+        desk.run_until(desk.now + 5.0)
+        for member in list(desk.probing):
+            desk.validate(member)
+        desk.now += 1.0
+        for value in desk.values:
+            value.dead = "ended"
+        assert desk.take() is None
+        assert len(desk.opening) == 2
+        desk.now += 0.1
+        desk.open()

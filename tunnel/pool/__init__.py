@@ -5,7 +5,8 @@
 `figures`, `statistics`  what is counted, told  `core`, `request`  the running pool, one who waits for it
 
 `rules` puts together, each with one idea: `choice` (which address, which member), `line` (those who wait), `lending`,
-`filling` (what is opened), `upkeep` (age, idleness, probes), `quarantine`, `places` (told from outside), `timers`.
+`filling` (what is opened), `upkeep` (age, idleness, probes), `quarantine`, `waste` (what does not last until it is
+used), `places` (told from outside), `timers`.
 """
 
 from tunnel.pool.core import Pool, Unavailable, running

@@ -1,6 +1,7 @@
 """How many connections to have ready: from the rate of arrivals, the time one takes to open, and the load. Pure."""
 
 import math
+from collections.abc import Iterator
 
 from attrs import define
 
@@ -22,6 +23,15 @@ class Rate:
 
     def per_second(self, now: float) -> float:
         return self._value * math.exp(-max(now - self._at, 0.0) / RATE_SECONDS)
+
+
+@define
+class Pause:
+    """Of opening ahead of need at one address: see `waste`."""
+
+    is_on: bool = False
+    ended_at: float = -math.inf  # or when connections died there for the first time
+    delays: Iterator[float] | None = None  # from then on
 
 
 @define

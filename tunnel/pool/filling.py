@@ -129,7 +129,7 @@ class Filling(Generic[A, V]):
     def _may_fill(self, site: Site[A, V]) -> bool:
         if site.slow and site.opening >= self._roster.config.fill_concurrency:
             return False  # they have left their slots to other addresses, not to this one
-        return not site.is_quarantined and self._roster.has_room_at(site)
+        return not site.is_quarantined and not site.pause.is_on and self._roster.has_room_at(site)
 
     def _emptiness(self, site: Site[A, V], number: int) -> tuple[bool, float, float, int, Site[A, V]]:
         return site.backup, site.in_service / site.weight, site.turn, number, site

@@ -8,6 +8,7 @@ from tunnel.pool.choice import Choice
 from tunnel.pool.line import Line
 from tunnel.pool.members import A, Lease, Member, Site, State, V, Waiter
 from tunnel.pool.roster import Leaked, Roster
+from tunnel.pool.waste import drop_dead
 
 
 class Lending(Generic[A, V]):
@@ -37,7 +38,7 @@ class Lending(Generic[A, V]):
         figures = self._roster.figures
         for site in self._sites(to):
             while (member := self._choice.best(site)) is not None:
-                if self._is_alive(member):
+                if self._is_alive(member, now):
                     figures.hits += 1
                     site.counts.hits += 1
                     return self._lend(member, owner, now, was_hot=True, is_chosen=to is None)
@@ -48,7 +49,7 @@ class Lending(Generic[A, V]):
         """Give a member's room to those who wait, in their order."""
         while member.is_open and member.doom is None and member.load < self._choice.capacity:
             waiter = self._line.first(member.site)
-            if waiter is None or not self._is_alive(member):
+            if waiter is None or not self._is_alive(member, now):
                 return
             self._line.leave(waiter)
             waiter.lease = self._lend(member, waiter.owner, now, was_hot=False, is_chosen=waiter.to is None)
@@ -97,12 +98,12 @@ class Lending(Generic[A, V]):
         site = self._roster.sites.get(to)
         return () if site is None else (site,)
 
-    def _is_alive(self, member: Member[A, V]) -> bool:
+    def _is_alive(self, member: Member[A, V], now: float) -> bool:
         """One that is not leaves."""
         assert member.value is not None
         if member.value.peek() is None:
             return True
-        self._roster.drop(member, "dead")
+        drop_dead(self._roster, member, now)
         return False
 
     def _lend(self, member: Member[A, V], owner: str, now: float, *, was_hot: bool, is_chosen: bool) -> Lease[A, V]:

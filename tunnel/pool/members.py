@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from attrs import Factory, define, field, frozen
 
 from tunnel.faults import Fault, Phase
+from tunnel.pool.demand import Pause
 from tunnel.pool.figures import Counts
 
 A = TypeVar("A", bound=Hashable)  # an address: whatever `Use.open` understands
@@ -147,6 +148,7 @@ class Site(Generic[A, V]):
     healed_at: float = -inf  # when a prober got through last
     quarantines: int = 0
     counts: Counts = Factory(Counts)
+    pause: Pause = Factory(Pause)
 
     @property
     def is_quarantined(self) -> bool:

@@ -7,6 +7,7 @@ from tunnel.config import PoolConfig
 from tunnel.pool.filling import Filling
 from tunnel.pool.members import A, Member, Site, State, V
 from tunnel.pool.roster import Probe, Roster
+from tunnel.pool.waste import drop_dead
 
 POSTPONE_SECONDS = 1.0  # of an ageing while another of its address is being replaced
 EPSILON = 1e-9  # seconds; a timer that was set for a moment must find it has come
@@ -84,7 +85,7 @@ class Upkeep(Generic[A, V]):
     def _probe(self, member: Member[A, V], now: float) -> None:
         assert member.value is not None
         if member.value.peek() is not None:
-            self._roster.drop(member, "dead")
+            drop_dead(self._roster, member, now)
             return
         self._roster.enter(member, State.VALIDATING, now)
         self._roster.todo.append(Probe(member))
