@@ -14,6 +14,7 @@ from tunnel.backoff import LinearPolicy
 from tunnel.certificates import spki_pin
 from tunnel.faults import Kind, Phase
 from tunnel.pool.connections import parse_url
+from tunnel.pool.names import MAX_ADDRESSES, Names
 
 QUICK = tunnel.PoolConfig(
     open_seconds=0.1, validate_seconds=0.1, wait_seconds=5.0, retry=LinearPolicy(step=0.0, max_retries=2)
@@ -332,6 +333,11 @@ async def test_an_address_of_the_name_that_refuses_is_passed_over(resolver, pool
     async with serving(address="127.0.0.2", names=("host.test",)) as second:
         for hot in (False, True):
             assert await ask(pool, second, url=url_of(second, "host.test"), to=None) is hot
+
+
+async def test_of_a_name_with_thousands_of_addresses_the_first_are_used(resolver):
+    resolver.addresses = [f"10.0.{number // 250}.{number % 250 + 1}" for number in range(5000)]
+    assert await Names().resolve("host.test") == resolver.addresses[:MAX_ADDRESSES]
 
 
 async def test_a_name_nobody_knows_is_told_at_once(resolver, pool):

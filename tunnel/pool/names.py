@@ -8,6 +8,7 @@ from tunnel.errors import PeerLost
 
 KEEP_SECONDS = 60.0  # the resolver gives no lifetime; a minute is what most address changes count on
 MAX_NAMES = 10_000  # then all are forgotten: a crawler meets more names than it will meet again
+MAX_ADDRESSES = 64  # of one name, the preferred ones; the time to wait is shared out among them
 
 
 class Names:
@@ -27,7 +28,7 @@ class Names:
             raise PeerLost(f"the name {host!r} cannot be resolved: {exc.strerror or exc}") from exc
         except UnicodeError as exc:
             raise PeerLost(f"no name can be spelled {host!r}") from exc
-        addresses = list(dict.fromkeys(str(where[0]) for *_, where in found))
+        addresses = list(dict.fromkeys(str(where[0]) for *_, where in found))[:MAX_ADDRESSES]
         if len(self._known) >= MAX_NAMES:
             self._known.clear()
         self._known[host] = trio.current_time() + KEEP_SECONDS, addresses
