@@ -171,6 +171,24 @@ async def test_those_of_a_place_that_is_left_spread_over_the_others(poller):
             await visitor.aclose()
 
 
+async def test_bulk_that_leaves_a_channel_spreads_over_those_where_bulk_belongs(poller):
+    async with open_rig(poller, channels=4) as rig:
+        await proven(rig)
+        visitors = [await rig.visit() for _ in range(6)]
+        for visitor in visitors:
+            await ping(visitor)
+        for stream in rig.server.streams.values():
+            stream.is_bulk = True
+        rig.client.retire(rig.client.channels[0])
+        await until(lambda: rig.lost[0] == (["retired"], ["retired"]))
+        lead, *others = rig.server.channels
+        assert Counter(stream.channel for stream in rig.server.streams.values()) == dict.fromkeys(others, 3)
+        await until(lambda: lead.users == 6)  # the client's are no bulk
+        for visitor in visitors:
+            await ping(visitor)
+            await visitor.aclose()
+
+
 # Whatever it says
 
 

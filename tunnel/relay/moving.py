@@ -34,7 +34,7 @@ class Moving:
         leads = leading(refuges)
         if stream.channel not in leads or len(leads) == len(refuges) or _unknown(stream):
             return False
-        there = _least_bulky(refuges, leads)
+        there = min(_beside(leads, refuges), key=lambda channel: len(channel.bulk))
         _put_on(stream, there)  # MOVE goes behind the DATA of this very turn
         stream.is_bulk = True
         there.bulk.append(stream)
@@ -113,23 +113,30 @@ def leading(channels: "list[Channel]") -> "list[Channel]":
 
 
 class _Refuges:
-    """Where streams may go, judged once for all that go at one moment: a channel may have thousands.
-
-    Each goes where the fewest are by then, so that those of a place that is left spread over the others.
-    """
+    """Where streams may go, judged once for all that go at one moment: a channel may have thousands."""
 
     def __init__(self, channels: "list[Channel]") -> None:
-        self._channels = channels
-        self._leads = leading(channels)
-        self._queue = [(lead.is_blocked, lead.users, number) for number, lead in enumerate(self._leads)]
-        heapify(self._queue)
+        leads = leading(channels)
+        bulky = _beside(leads, channels)
+        self._interactive = _Line(leads, [lead.users for lead in leads])
+        self._bulk = _Line(bulky, [len(channel.bulk) for channel in bulky])
 
     def choose(self, stream: "Stream") -> "Channel":
-        if stream.is_bulk:
-            return _least_bulky(self._channels, self._leads)
-        is_blocked, users, number = self._queue[0]
-        heapreplace(self._queue, (is_blocked, users + 1, number))
-        return self._leads[number]
+        return (self._bulk if stream.is_bulk else self._interactive).next()
+
+
+class _Line:
+    """Each goes where the fewest are by then: those of a place or a channel that is left spread over the others."""
+
+    def __init__(self, channels: "list[Channel]", loads: "list[int]") -> None:
+        self._channels = channels
+        self._queue = [(channel.is_blocked, loads[at], at) for at, channel in enumerate(channels)]
+        heapify(self._queue)
+
+    def next(self) -> "Channel":
+        is_blocked, load, at = self._queue[0]
+        heapreplace(self._queue, (is_blocked, load + 1, at))
+        return self._channels[at]
 
 
 def _send_away(stream: "Stream", refuges: _Refuges) -> "Channel | None":
@@ -148,10 +155,10 @@ def _send_away(stream: "Stream", refuges: _Refuges) -> "Channel | None":
     return here
 
 
-def _least_bulky(refuges: "list[Channel]", leads: "list[Channel]") -> "Channel":
+def _beside(leads: "list[Channel]", channels: "list[Channel]") -> "list[Channel]":
+    """Where bulk belongs: the channels that do not lead, if there are any."""
     interactive = set(leads)
-    others = [channel for channel in refuges if channel not in interactive]
-    return min(others or refuges, key=lambda channel: len(channel.bulk))
+    return [channel for channel in channels if channel not in interactive] or channels
 
 
 def _unknown(stream: "Stream") -> "list[Channel]":
