@@ -340,6 +340,19 @@ async def test_of_a_name_with_thousands_of_addresses_the_first_are_used(resolver
     assert await Names().resolve("host.test") == resolver.addresses[:MAX_ADDRESSES]
 
 
+async def test_when_the_resolver_fails_retries_are_within_the_budget(resolver, pool, monkeypatch):
+    async def getaddrinfo(*args, **kwargs):
+        resolver.asked += 1
+        raise trio.socket.gaierror(trio.socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(resolver, "getaddrinfo", getaddrinfo)
+    async with trio.open_nursery() as users:
+        for _ in range(100):
+            users.start_soon(fault_of, pool, "https://host.test", None)
+    assert 101 <= resolver.asked <= 110  # each alone would have tried three times; two a second are free
+    assert pool.stats()["denied_retries"] >= 90
+
+
 async def test_a_name_nobody_knows_is_told_at_once(resolver, pool):
     fault = await fault_of(pool, "https://nobody.test", to=None)
     assert (fault.phase, fault.kind) == (Phase.RESOLVE, Kind.UNKNOWN_NAME)

@@ -137,7 +137,7 @@ class ConnectionPool:
                 fault = classify(exc, Phase.RESOLVE)
             figures.failed(fault)
             delay = next(delays, None) if fault.retryable else None
-            if delay is None:
+            if delay is None or not self._pool.may_retry():
                 raise Unavailable(fault)
             figures.retries[f"{fault.phase}.{fault.kind}"] += 1
             await trio.sleep(delay)

@@ -174,11 +174,18 @@ class Pool(Generic[A, V]):
         self._budget.note_attempt(trio.current_time())
         seconds = self.rules.config.wait_seconds
         delays = self.rules.config.retry.delays(self._rand)
-        request = Request(self.rules, self._budget, delays, self._decide_soon)
+        request = Request(self.rules, self.may_retry, delays, self._decide_soon)
         with trio.move_on_after(seconds):
             return await request.lease(owner, to)
         self.rules.figures.timeouts += 1
         raise request.late(str(to or self.name), seconds)
+
+    def may_retry(self) -> bool:
+        """Whether something that failed may be tried again on behalf of this pool's users; a yes is paid for."""
+        if self._budget.allow_retry(trio.current_time()):
+            return True
+        self.rules.figures.denied_retries += 1
+        return False
 
     @asynccontextmanager
     async def lease(self, owner: str, to: A | None = None) -> AsyncIterator[Lease[A, V]]:

@@ -6,7 +6,6 @@ from typing import Any, Generic
 import trio
 from attrs import define
 
-from tunnel.backoff import RetryBudget
 from tunnel.errors import TunnelError
 from tunnel.faults import Fault, Kind, Phase
 from tunnel.pool.members import A, Lease, V, Waiter
@@ -26,7 +25,7 @@ class Request(Generic[A, V]):
     """Made for one call of `Pool.take`, and used once. `changed` is called when there is something to decide."""
 
     rules: Rules[A, V]
-    budget: RetryBudget
+    may_retry: Callable[[], bool]  # asks the retry budget; a yes is paid for
     delays: Iterator[float]  # before each retry; failing over to another address needs none
     changed: Callable[[], Any]
     fault: Fault | None = None  # the last
@@ -75,7 +74,6 @@ class Request(Generic[A, V]):
         delay = next(self.delays, None) if fault.retryable else None
         if delay is None:
             raise Unavailable(fault)
-        if not self.budget.allow_retry(trio.current_time()):
-            self.rules.figures.denied_retries += 1
+        if not self.may_retry():
             raise Unavailable(fault)
         await trio.sleep(delay)
