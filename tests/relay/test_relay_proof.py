@@ -272,3 +272,26 @@ async def test_a_stream_that_came_by_move_puts_a_channel_in_doubt_too(poller):
         assert second.in_doubt
         one.close()
         two.close()
+
+
+async def test_when_a_channel_is_suspect_the_others_of_its_place_are_asked(poller):
+    async with open_rig(poller, channels=0, keeps_time=False) as rig:
+        clock = Clock(rig.server_engine)
+        channel, peer, _ = await silent_channel(rig)
+        await rig.add_channel()
+        await rig.add_channel("elsewhere")
+        sibling, other = rig.server.channels[1:]
+        await sibling.wait_proven()
+        await other.wait_proven()
+        async with await rig.visit():
+            await until(lambda: channel.users == 1)
+            asked = [one.pulse.nonce for one in (sibling, other)]
+            clock.pass_seconds(0.251)
+            clock.pass_seconds(0.251)
+            assert channel.is_suspect
+            clock.pass_seconds(0.251)
+            await until(lambda: not sibling.pulse.is_asking)
+            assert [one.pulse.nonce for one in (sibling, other)] == [asked[0] + 1, asked[1]]
+            clock.pass_seconds(0.251)
+            assert (sibling.in_doubt, sibling.is_suspect) == (False, False)
+        peer.close()

@@ -124,7 +124,7 @@ class Pulse:
         if now >= max(self._asking_since, self._doubted_at) + patience:
             channel.in_doubt = False
             channel.is_suspect = True
-            channel.session.judge_places()
+            channel.session.fell_silent(channel)
             return
         channel.engine.doubts.add(channel, now)
 

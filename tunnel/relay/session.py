@@ -152,6 +152,13 @@ class RelaySession:
         self._is_spread = len({channel.place for channel in self.channels}) > 1
         self._shunned = {channel.place for channel in self.channels if channel.is_suspect}
 
+    def fell_silent(self, channel: Channel) -> None:
+        """It is suspect now. The others of its place are asked before visitors have to find out."""
+        self.judge_places()
+        for other in self.channels:
+            if other.place == channel.place and not other.is_suspect:
+                other.pulse.doubt()
+
     def _pick(self) -> Channel | None:
         """The first good channel that is not held up: sharing one makes bigger batches than spreading. Of the first
         ones of several places the least used: should a place fail, the visitors of the others do not notice."""
