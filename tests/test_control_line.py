@@ -317,3 +317,43 @@ async def test_a_line_that_ends_in_the_midst_of_a_change_ends_at_once_and_tells_
         assert trio.current_time() == began
     assert told == [began]
     assert client.is_closed
+
+
+@pytest.mark.parametrize(
+    ("failure", "polite"),
+    [
+        (PeerLost("silent"), False),
+        (RemoteProtocolError("nonsense"), True),
+    ],
+    ids=["of a lost peer", "of a peer that talks nonsense"],
+)
+@pytest.mark.parametrize("in_nursery", [False, True], ids=["raised", "raised in a nursery"])
+async def test_no_politeness_for_a_peer_that_is_gone(autojump_clock, failure, polite, in_nursery):
+    """The last second of a session whose server fell silent is one of the next session's."""
+
+    @asynccontextmanager
+    async def polite_opening(end):
+        try:
+            yield end
+        finally:
+            end.close()
+            with trio.move_on_after(1.0):
+                await trio.sleep_forever()
+
+    async def fail():
+        await trio.sleep(5)
+        raise failure
+
+    async def have_a_session(end):
+        async with open_line(polite_opening(end)):
+            if in_nursery:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(fail)
+            else:
+                await fail()
+
+    client, _server = connection()
+    with pytest.raises((ExceptionGroup, type(failure))):
+        await have_a_session(client)
+    assert client.is_closed
+    assert trio.current_time() == (6 if polite else 5)

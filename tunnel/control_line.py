@@ -179,7 +179,14 @@ async def open_line(opening: Opening) -> AsyncIterator[ControlLine]:
             failure = exc
         finally:
             line._end()
-        if isinstance(failure, PeerLost):
+        if _tells_a_loss(failure):
             channels.cancel_scope.cancel(reason="the peer is lost")  # no politeness for whoever is gone
     if failure is not None:
         raise failure
+
+
+def _tells_a_loss(failure: Exception | None) -> bool:
+    """A body with a nursery raises groups."""
+    if isinstance(failure, ExceptionGroup):
+        return failure.subgroup(PeerLost) is not None
+    return isinstance(failure, PeerLost)
