@@ -133,7 +133,10 @@ def pool(client: Client) -> dict[str, Any]:
 
 def ready(client: Client, where: str) -> int:
     """Channels to that address of the server that are in service."""
-    states = pool(client)["addresses"].get(where, {"states": {}})["states"]
+    found = pool(client)
+    if found is None:  # there is no session
+        return 0
+    states = found["addresses"].get(where, {"states": {}})["states"]
     return states.get("available", 0) + states.get("in_use", 0)
 
 
