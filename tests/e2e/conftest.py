@@ -1,11 +1,13 @@
 """Fixtures of the whole-process tests. A `stage` is a test's own; a `pair` is shared by a module's gentle tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from processes import Client, Server, Stage
 from services import Services, echo, greet_then_echo
+from target_services import Named, Trusted
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,3 +56,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory, services: Services, echo_port
         client = stage.connect(server, *(f"{name}=127.0.0.1:0:{port}" for name, port in targets.items()), admin=True)
         ports = dict(zip(targets, client.wait_healthy(*targets), strict=True))
         yield Pair(stage, server, client, ports)
+
+
+@pytest.fixture
+def named() -> Iterator[Callable[..., Named]]:
+    with ExitStack() as stack:
+        yield lambda *words, **more: stack.enter_context(Named(*words, **more))
+
+
+@pytest.fixture
+def trusted(stage: Stage, services: Services) -> Trusted:
+    return Trusted(stage, services, greet_then_echo)
