@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tunnel.addresses import HostPort, Target
 from tunnel.backoff import RECONNECT
 from tunnel.client import app as app_module
+from tunnel.client import board as board_module
 from tunnel.client.app import Client
 from tunnel.client.resolver import ServerAddress
 from tunnel.config import ClientConfig, Limits, ProxyConfig
@@ -337,7 +338,7 @@ async def test_a_proxy_that_stays_down_keeps_the_time_since_when(
     client: Client, play: Callable[..., World], nursery: trio.Nursery, autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(app_module, "utc_now", lambda: f"at {trio.current_time():g}")
+    monkeypatch.setattr(board_module, "utc_now", lambda: f"at {trio.current_time():g}")
     play((0, 10, Goodbye(Farewell.REVOKED)), (0, 0, NO_TRUST))
     nursery.start_soon(client.run)
     await trio.sleep(500)

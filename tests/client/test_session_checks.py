@@ -9,7 +9,7 @@ from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
 import tunnel
-from tunnel.client import session as session_module
+from tunnel.client import checks as checks_module
 from tunnel.config import HealthCheck, ProxyConfig
 from tunnel.messages import TargetHealth
 
@@ -37,7 +37,7 @@ async def test_a_change_of_one_proxys_checks_or_targets_restarts_no_other_proxys
         finally:
             seen.append(("ended", proxy.name))
 
-    monkeypatch.setattr(session_module, "watch_targets", watch_targets)
+    monkeypatch.setattr(checks_module, "watch_targets", watch_targets)
     grant = tunnel.Grant("home", tunnel.hash_token(SECRET), allow_ports=None)
     server = await nursery.start(
         tunnel.serve, tunnel.ServerConfig(listen=(ANYWHERE,), state_dir=tmp_path, clients=(grant,))

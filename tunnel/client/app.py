@@ -1,9 +1,9 @@
-"""`connect`: the root of a client, its reconnect loop and its board of statuses."""
+"""`connect`: the root of a client and its reconnect loop."""
 
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeGuard
 
@@ -11,6 +11,7 @@ import trio
 from attrs import evolve, frozen
 
 from tunnel.backoff import RECONNECT, RECONNECT_REFUSED
+from tunnel.client.board import Board, own_status
 from tunnel.client.dialer import PAUSE_SECONDS, Turns, make_dialer, reach
 from tunnel.client.resolver import Resolver
 from tunnel.client.routes import RouteTable
@@ -19,9 +20,9 @@ from tunnel.config import ClientConfig, ProxyConfig
 from tunnel.config_diff import Action, applied
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.limits import visitor_bound
-from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Status, Welcome
+from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Welcome
 from tunnel.relay import Engine
-from tunnel.snapshot import EventStream, ProxyView, SessionView, Snapshot, utc_now
+from tunnel.snapshot import EventStream, SessionView, Snapshot, utc_now
 from tunnel.version import __version__
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,6 @@ class Client:
         self.config = config
         self.events = EventStream()
         self.connection = Connection("connecting")
-        self.statuses: dict[str, ProxyStatusUpdate] = {}  # the newest of each proxy
         self.engine = Engine(visitor_bound(config.limits), linger=linger)
         self._dialer = make_dialer(config)
         self._resolver = Resolver(config.servers)
@@ -57,14 +57,11 @@ class Client:
         self._session: ClientSession | None = None
         self._since = utc_now()
         self._name = ""
-        self._retry_at: dict[str, float] = {}
         self._reached_at = math.inf  # when the server last answered
         self._refusal: Refused | None = None  # one address's word, while others are asked
-        self._changed = trio.Event()
+        self._board = Board()
         for proxy in config.proxies:
-            self._post(
-                _own_status(proxy.name, proxy.publish.host, proxy.publish.port, Reason.CONNECTING, "not connected yet")
-            )
+            self._post_own(proxy, Reason.CONNECTING, "not connected yet")
 
     # Lifetime
 
@@ -188,56 +185,37 @@ class Client:
 
     def _explain(self, why: TunnelError, retry_after_seconds: int | None, reason: Reason = Reason.SESSION_LOST) -> None:
         """Each proxy's status while no server can say it."""
-        for status in list(self.statuses.values()):
-            ours = Reason.CONNECTING if status.reason is Reason.CONNECTING else reason
-            lost = _own_status(status.proxy_name, status.publish_addr, status.publish_port, ours, str(why))
-            since = status.since if status.status is Status.UNHEALTHY else lost.since
-            self._post(evolve(lost, seq=status.seq, retry_after_seconds=retry_after_seconds, since=since))
+        for status in self._board.explained(str(why), retry_after_seconds, reason):
+            self._post(status)
 
     def _move(self, state: str, detail: str = "", retry_in: float | None = None) -> None:
         self.connection = Connection(state, detail, retry_in)
         self.events.publish(f"session.{state}", client=self._name, detail=detail, retry_in=retry_in)
-        self._notify()
+        self._board.notify()
 
     def _post(self, update: ProxyStatusUpdate) -> None:
         if update.proxy_name not in self._routes.routes:
             return  # of a proxy that we do not publish (any more)
-        before = self.statuses.get(update.proxy_name)
-        self.statuses[update.proxy_name] = update
-        self._retry_at.pop(update.proxy_name, None)
-        if update.retry_after_seconds is not None:
-            self._retry_at[update.proxy_name] = trio.current_time() + update.retry_after_seconds
-        if before is None or (before.status, before.error_message, before.attempt) != (
-            update.status, update.error_message, update.attempt,
-        ):  # fmt: skip
-            log.debug("proxy '%s' is %s%s", update.proxy_name, update.status, _because(update))
-        self.events.publish(
-            "proxy.status", client=self._name, proxy=update.proxy_name, update=update,
-        )  # fmt: skip
-        self._notify()
+        self._board.post(update)
+        self.events.publish("proxy.status", client=self._name, proxy=update.proxy_name, update=update)
 
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+    def _post_own(self, proxy: ProxyConfig, reason: Reason, message: str) -> None:
+        self._post(own_status(proxy.name, proxy.publish.host, proxy.publish.port, reason, message))
 
     # Seeing and steering
 
-    async def follow(self) -> AsyncIterator[ProxyStatusUpdate]:
+    @property
+    def statuses(self) -> dict[str, ProxyStatusUpdate]:
+        """The newest of each proxy."""
+        return self._board.statuses
+
+    def follow(self) -> AsyncIterator[ProxyStatusUpdate]:
         """Every proxy's newest status, then each change; a slow reader gets the newest of each, not a queue."""
-        shown: dict[str, ProxyStatusUpdate] = {}
-        while True:
-            changed = self._changed  # before the look: a change after this line sets *this* event
-            for name, update in list(self.statuses.items()):
-                if shown.get(name) is not update:
-                    shown[name] = update
-                    yield update
-            await changed.wait()
+        return self._board.follow()
 
     async def wait_healthy(self, *names: str) -> None:
         """Until the named proxies (all, if none is named) are healthy. The caller holds the deadline."""
-        wanted = names or tuple(self._routes.routes)
-        while not all(name in self.statuses and self.statuses[name].status is Status.HEALTHY for name in wanted):
-            await self._changed.wait()
+        await self._board.wait_healthy(names or tuple(self._routes.routes))
 
     def is_ready(self) -> bool:
         """Whether visitors can be served: the session is up."""
@@ -265,13 +243,16 @@ class Client:
         self.config = evolve(self.config, proxies=proxies)
         self._routes.replace(proxies)
         routes = self._routes.routes
-        for name in list(self.statuses):
-            if name not in routes or routes[name].config.publish != before[name].config.publish:
-                del self.statuses[name]
+        self._board.forget(
+            [
+                name
+                for name in self.statuses
+                if name not in routes or routes[name].config.publish != before[name].config.publish
+            ]
+        )
         for proxy in proxies:
             if proxy.name not in self.statuses:
-                reason = Reason.PENDING if self.is_ready() else Reason.CONNECTING
-                self._post(_own_status(proxy.name, proxy.publish.host, proxy.publish.port, reason, "not published yet"))
+                self._post_own(proxy, Reason.PENDING if self.is_ready() else Reason.CONNECTING, "not published yet")
         if self._session is not None:
             self._session.publish()
 
@@ -296,49 +277,13 @@ class Client:
         }
 
     def snapshot(self) -> Snapshot:
-        return Snapshot("client", __version__, (SessionView(self._name, self._since, tuple(self._views())),))
-
-    def _views(self) -> Iterator[ProxyView]:
-        for name, route in self._routes.routes.items():
-            update, tally = self.statuses[name], route.tally
-            retry_at = self._retry_at.get(name)
-            yield ProxyView(
-                name=name,
-                status=update.status,
-                reason=update.reason,
-                error_message=update.error_message,
-                retry_after_seconds=None if retry_at is None else max(0, math.ceil(retry_at - trio.current_time())),
-                attempt=update.attempt,
-                max_retries=update.max_retries,
-                publish_addr=update.publish_addr,
-                publish_port=update.publish_port,
-                target=", ".join(map(str, route.config.targets)),
-                visitors=tally.visitors,
-                visitors_total=tally.visitors_total,
-                bytes_in=tally.written,
-                bytes_out=tally.read,
-                since=update.since,
-                refused=dict(tally.refused),
-            )
-
-
-def _because(update: ProxyStatusUpdate) -> str:
-    if update.status is Status.HEALTHY:
-        return f" at {update.publish_addr}:{update.publish_port}"
-    return f" ({update.reason}): {update.error_message}"
+        proxies = tuple(self._board.view(name, route) for name, route in self._routes.routes.items())
+        return Snapshot("client", __version__, (SessionView(self._name, self._since, proxies),))
 
 
 def _is_for_address(why: TunnelError) -> bool:
     """Whether that is the word of one address of the server, and for a person to mend."""
     return isinstance(why, Refused) and why.trust and why.reason != "identity_held"
-
-
-def _own_status(name: str, addr: str, port: int, reason: Reason, message: str) -> ProxyStatusUpdate:
-    """A status the client gives itself while no server can."""
-    return ProxyStatusUpdate(
-        proxy_name=name, status=Status.UNHEALTHY, error_message=message, retry_after_seconds=None, seq=0,
-        reason=reason, attempt=0, max_retries=None, publish_addr=addr, publish_port=port, since=utc_now(),
-    )  # fmt: skip
 
 
 @asynccontextmanager

@@ -13,12 +13,12 @@ import trio
 from attrs import frozen
 
 from tunnel.client.channels import Channels, Tickets
+from tunnel.client.checks import Checks
 from tunnel.client.control_place import keep_control_placed
 from tunnel.client.dialer import Dialer, Reached, Turns
-from tunnel.client.health import watch_targets
 from tunnel.client.resolver import Resolver, ServerAddress
 from tunnel.client.routes import RouteTable
-from tunnel.config import ClientConfig, ProxyConfig
+from tunnel.config import ClientConfig
 from tunnel.control import ControlChannel, open_client_control
 from tunnel.control_line import ControlLine, open_line
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError
@@ -107,7 +107,7 @@ class ClientSession:
         self._tickets: Tickets | None = None
         self.channels: Channels | None = None
         self._nursery: trio.Nursery | None = None  # while in session
-        self._checks: dict[str, tuple[ProxyConfig, trio.CancelScope]] = {}
+        self._checks = Checks(self.say)
         self.relay = engine.attach(route=routes.find)
 
     async def run(self, reached: Reached, identity: Identity) -> Goodbye:
@@ -153,7 +153,7 @@ class ClientSession:
                 nursery.start_soon(self._follow_addresses, self.channels, name="server's addresses")
                 nursery.start_soon(self._keep_control_placed, address, name="control channel's place")
                 self._nursery = nursery
-                self._check_targets()
+                self._checks.keep(self._routes.routes.values(), nursery)
                 goodbye = await self._read()
                 nursery.cancel_scope.cancel(reason="the server said goodbye")
             finally:
@@ -275,29 +275,7 @@ class ClientSession:
         """The routes have changed: tell the server; what stayed as it is is not touched."""
         if self._nursery is not None:
             self.say(self._routes.next_set())
-            self._check_targets()
-
-    def _check_targets(self) -> None:
-        """One task for each proxy with a health check; those of proxies that changed or went are ended."""
-        assert self._nursery is not None
-        wanted = {
-            route.config.name: route.config for route in self._routes.routes.values() if route.config.health_check
-        }
-        for name, (proxy, scope) in list(self._checks.items()):
-            if wanted.get(name) != proxy:
-                scope.cancel(reason="the proxy has changed")
-                del self._checks[name]
-        for name, proxy in wanted.items():
-            if name not in self._checks:
-                scope = trio.CancelScope()
-                self._checks[name] = proxy, scope
-                self._nursery.start_soon(self._check, proxy, scope, name=f"health checks of {name}")
-
-    async def _check(self, proxy: ProxyConfig, scope: trio.CancelScope) -> None:
-        route = self._routes.routes[proxy.name]
-        route.forget_verdicts()
-        with scope:
-            await watch_targets(proxy, changed=route.hear, tell=self.say)
+            self._checks.keep(self._routes.routes.values(), self._nursery)
 
     async def withdraw(self) -> None:
         """Publish nothing any more: the listeners close, visitors inside go on. Returns once all inside are known here.
