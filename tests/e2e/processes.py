@@ -432,6 +432,7 @@ class Stage:
         admin: bool = False,
         env: dict[str, str] | None = None,
         where: str = "",
+        prefix: Sequence[str] = (),
     ) -> Client:
         """A client with `--json`; `proxies` as for -p."""
         words: list[object] = [where or server.where, "--pin", pin or server.pin, "--json"]
@@ -444,7 +445,7 @@ class Stage:
         if port:
             words += ["--admin", f"{LOOPBACK}:{port}", "--state-dir", state]
         env = {"TRIO_TUNNEL_TOKEN": token or server.token, **(env or {})}
-        client = self.start("connect", *words, *more, kind=Client, env=env)
+        client = self.start("connect", *words, *more, kind=Client, env=env, prefix=prefix)
         client.admin, client.state, client.config = port, state, path
         return client
 
