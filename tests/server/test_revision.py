@@ -4,7 +4,7 @@ import socket
 from contextlib import suppress
 
 from attrs import evolve
-from test_addresses_live import config, login
+from test_entrances import config, login
 from test_gate import files, receive, until
 
 from tunnel.messages import ProxySet, ProxySpec, ProxyStatusUpdate, Reason, Status, TargetHealth
