@@ -88,6 +88,38 @@ def test_a_connection_lost_soon_counts_as_one_that_could_not_be_opened_and_a_ste
     assert [desk.roster.sites[member.address].is_quarantined for member in (first, second)] == [True, False]
 
 
+def test_who_was_sent_to_a_backup_gets_it_though_the_others_have_recovered_meanwhile() -> None:
+    """Else it is opened for them again and again, and given to nobody."""
+    desk = desk_with("one", Place("spare", backup=True))
+    older, waiter = desk.wait("older", to="one"), desk.wait()
+    desk.fail()
+    for each in waiter, older:
+        desk.rules.wait_again(each, desk.now)
+        desk.decide()
+    to_spare, to_one = desk.opening
+    assert (to_spare.address, to_one.address) == ("spare", "one")
+    desk.open(to_one)
+    assert (older.lease is not None, waiter.lease, desk.roster.sites["one"].is_quarantined) == (True, None, False)
+    desk.open(to_spare)
+    assert waiter.lease is not None
+    assert (waiter.lease.address, desk.opening) == ("spare", [])
+
+
+def test_a_backup_that_is_free_is_given_to_who_has_tried_the_others() -> None:
+    desk = desk_with("one", Place("spare", backup=True))
+    spare = desk.wait(to="spare")
+    desk.open()
+    desk.release(spare.lease)
+    waiter = desk.wait()
+    desk.open(desk.opening[0])
+    desk.release(waiter.lease, good=False)
+    waiter.tried.add("one")
+    desk.rules.wait_again(waiter, desk.now)
+    desk.decide()
+    assert waiter.lease is not None
+    assert (waiter.lease.address, desk.opening) == ("spare", [])
+
+
 def lose_all(desk: Desk) -> None:
     for member in list(desk.roster.by_value.values()):
         desk.rules.lost(member, RESET, desk.now)

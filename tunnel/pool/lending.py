@@ -64,6 +64,8 @@ class Lending(Generic[A, V]):
     def offer_to(self, waiter: Waiter[A, V], now: float) -> None:
         """It came back: something may have become free meanwhile."""
         self.offer_room(self._sites(waiter.to), now)
+        if waiter.tried and not waiter.is_over:  # it may be left with the backups
+            self.offer_room(list(self._roster.usable()), now)
 
     def freed(self, member: Member[A, V], now: float) -> None:
         """It has passed, or has one user less than before."""

@@ -62,7 +62,16 @@ class Line(Generic[A, V]):
 
     def first(self, site: Site[A, V]) -> Waiter[A, V] | None:
         """Whose turn it is for a member there."""
-        return _older(site.waiters.first(), self.anyone.first() if self._roster.is_for_all(site) else None)
+        return _older(site.waiters.first(), self._first_of_anyone(site))
+
+    def _first_of_anyone(self, site: Site[A, V]) -> Waiter[A, V] | None:
+        """Those who have tried all that is well may have a backup, too: it is opened for them (`Choice`)."""
+        if self._roster.is_for_all(site):
+            return self.anyone.first()
+        if not site.is_usable or not self.anyone:
+            return None
+        better = {other.address for other in self._roster.usable() if not other.backup and not other.is_quarantined}
+        return next((waiter for waiter in self.anyone if waiter.tried >= better), None)
 
     def heir(self, member: Member[A, V]) -> Waiter[A, V] | None:
         """Who may have what is being opened for nobody: a prober is only for those who want that address."""
