@@ -18,6 +18,7 @@ from tunnel.client.resolver import ServerAddress
 from tunnel.config import DATA_CHANNELS, PoolConfig
 from tunnel.errors import PeerLost, Refused
 from tunnel.faults import Phase
+from tunnel.pool.figures import Figures
 
 HOME = HostPort("home.example", 8443)
 A, B, C = (ServerAddress(f"10.0.0.{number}", 8443, HOME) for number in (1, 2, 3))
@@ -124,6 +125,7 @@ class World:
     numbers: Any = field(factory=lambda: count(1))
     wanted: trio.Event = field(factory=trio.Event)
     control_at: ServerAddress = A
+    figures: Figures = field(factory=Figures)
     relay: Relay = field(init=False)
     tickets: Tickets = field(init=False)
     channels: Channels = field(init=False)
@@ -135,7 +137,12 @@ class World:
 
     def make(self, config: PoolConfig) -> None:
         self.channels = Channels(
-            config, dialer=self, tickets=self.tickets, relay=self.relay, control_at=lambda: self.control_at
+            config,
+            dialer=self,
+            tickets=self.tickets,
+            relay=self.relay,
+            control_at=lambda: self.control_at,
+            figures=self.figures,
         )  # type: ignore[arg-type]
 
     def ask(self, number: int) -> None:
@@ -551,3 +558,24 @@ async def test_where_that_opening_fails_too_it_is_tried_every_five_seconds(
         await trio.sleep(60)
     assert world.dialled[0][0] == 10
     assert 12 <= len(world.dialled) < 60
+
+
+async def test_a_bug_in_the_pool_costs_its_channels_and_not_the_client(
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world.running(A):
+        await trio.sleep(1)
+        broken = world.channels.pool
+        before = broken.stats()
+
+        def decide(now: float) -> float:
+            raise RuntimeError("a bug")
+
+        broken.rules.decide = decide  # type: ignore[method-assign]
+        broken.arrived(1)
+        await trio.sleep(5)
+        after = world.channels.pool.stats()
+        assert world.channels.pool is not broken
+        assert "the pool of data channels failed" in caplog.messages
+        assert after["states"]["available"] == before["states"]["available"] > 0
+        assert after["handshakes"] == 2 * before["handshakes"], "it goes on counting"

@@ -146,7 +146,30 @@ async def test_a_name_that_fails_keeps_what_it_stood_for(names: Names) -> None:
     resolver = Resolver((HOME, AWAY), look_up=names.look_up)
     await resolver.find()
     names.known |= {"home.example": FAILS, "away.example": ["10.0.0.3"]}
-    assert told(await resolver.find()) == ["10.0.0.1 8443", "fd00::1 8443", "10.0.0.3 443"]
+    assert told(await resolver.find()) == ["10.0.0.1 8443", "fd00::1 8443", "10.0.0.2 443", "10.0.0.3 443"]
+
+
+async def test_an_address_goes_after_ten_answers_in_a_row_without_it(names: Names) -> None:
+    resolver = Resolver((HOME,), look_up=names.look_up)
+    await resolver.find()
+    both, one = names.known["home.example"], ["fd00::1"]
+    for answer, found in [(one, 2)] * 9 + [(both, 2)] + [(one, 2)] * 8 + [(FAILS, 2)] * 5 + [(one, 2), (one, 1)]:
+        names.known["home.example"] = answer
+        assert len(await resolver.find()) == found
+    assert told(resolver.addresses) == ["fd00::1 8443"]
+
+
+async def test_answers_that_are_parts_of_a_greater_whole_make_no_address_come_and_go(names: Names) -> None:
+    """Round robin of a big name: sixteen of forty each time."""
+    resolver = Resolver((HOME,), look_up=names.look_up)
+    everything = [f"10.0.0.{number}" for number in range(40)]
+    changes = 0
+    for turn in range(30):
+        names.known["home.example"] = [everything[(turn * 8 + step) % 40] for step in range(16)]
+        before = resolver.addresses
+        changes += len(set(await resolver.find()) - set(before))
+        assert len(resolver.addresses) <= MAX_ADDRESSES
+    assert changes == 16
 
 
 async def test_nothing_known_is_raised_with_its_reason(names: Names) -> None:
@@ -197,7 +220,7 @@ async def test_a_change_is_told_by_an_event_and_anything_else_is_not(names: Name
     second = resolver.changed
     await resolver.find()
     assert (resolver.changed is second, second.is_set()) == (True, False)
-    names.known["home.example"] = ["10.0.0.1"]
+    names.known["home.example"] = ["10.0.0.1", "10.0.0.9"]
     await resolver.find()
     assert second.is_set()
 

@@ -134,6 +134,20 @@ async def test_only_a_checked_target_and_a_known_word_release_the_port(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_target_that_rises_and_falls_all_the_time_does_not_flood_the_log(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    port = Port(freed=0)
+    proxy, _ = make(port)
+    nursery.start_soon(proxy.run)
+    for tenth in range(500):
+        await until(1 + tenth / 10)
+        proxy.hear(DOWN if tenth % 2 else UP)
+    assert len(caplog.messages) == 20
+    nursery.cancel_scope.cancel()
+
+
 async def test_each_further_word_that_it_is_down_is_passed_on_and_releases_nothing_more(
     nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,7 @@ from tunnel.config_diff import Action, applied
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.limits import visitor_bound
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Welcome
+from tunnel.pool.figures import Figures
 from tunnel.relay import Engine
 from tunnel.snapshot import EventStream, SessionView, Snapshot, utc_now
 from tunnel.version import __version__
@@ -52,6 +53,7 @@ class Client:
         self._resolver = Resolver(config.servers)
         self._turns = Turns(self._dialer, self._resolver)
         self._routes = RouteTable(config.proxies, dial_seconds=config.limits.dial_seconds)
+        self._figures = Figures()  # of the data channels of all sessions
         self._instance = secrets.token_hex(16)
         self._epoch = 0
         self._session: ClientSession | None = None
@@ -107,7 +109,7 @@ class Client:
         identity = Identity(self.config.token, self._instance, self._epoch)
         session = self._session = ClientSession(
             self.config, dialer=self._dialer, resolver=self._resolver, turns=self._turns,
-            engine=self.engine, routes=self._routes,
+            engine=self.engine, routes=self._routes, figures=self._figures,
             connected=self._welcomed, heard=self._post, drained=self._drained,
         )  # fmt: skip
         try:

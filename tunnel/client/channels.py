@@ -12,6 +12,7 @@ from tunnel.client.resolver import ServerAddress
 from tunnel.config import PoolConfig
 from tunnel.faults import Phase
 from tunnel.pool import Place, Pool, Unavailable, Use
+from tunnel.pool.figures import Figures
 from tunnel.relay import Channel, RelaySession
 from tunnel.upgrade import request_upgrade
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 TICKET_SECONDS = 6.0  # a ticket is good for 10 s at the server; the rest is for the way there
 MAX_TICKETS = 64  # kept, the newest: one for each channel there can be
 STREAMS_PER_CHANNEL = 256  # with more, another is opened while there may be one: a lost packet then stalls fewer
+RESTART_SECONDS = 1.0  # after a bug ended the pool
 RETIRE_SECONDS = 120.0  # for the streams of a retired channel to move to others; then they are cut
 URGENT_SECONDS = 5.0  # between openings that no quarantine holds up; what ends sooner is no accident
 ARRIVALS_SECONDS = 1.0  # between looks at how many visitors came
@@ -84,7 +86,7 @@ class DataChannel:
 
 
 class Channels:
-    """The data channels of one session. `run` keeps them; leaving `relay` closes them."""
+    """The data channels of one session. `run` keeps them; leaving `relay` closes them. `figures` outlive it."""
 
     def __init__(
         self,
@@ -94,9 +96,10 @@ class Channels:
         tickets: Tickets,
         relay: RelaySession,
         control_at: Callable[[], ServerAddress | None],
+        figures: Figures,
     ) -> None:
-        use = Use(open=self._open, validate=_validate, capacity=STREAMS_PER_CHANNEL)
-        self.pool: Pool[ServerAddress, DataChannel] = Pool(use, config, name="data channels")
+        self._figures = figures
+        self.pool = self._make_pool(config)
         self._dialer = dialer
         self._tickets = tickets
         self._relay = relay
@@ -109,11 +112,26 @@ class Channels:
         """Until cancelled."""
         try:
             async with trio.open_nursery() as self._tasks:
-                self._tasks.start_soon(self.pool.run, name="data channels")
+                self._tasks.start_soon(self._run_pool, name="data channels")
                 self._tasks.start_soon(self._count_arrivals, name="arrivals")
                 self._tasks.start_soon(self._keep_one, name="the last data channel")
         finally:
             self._tasks = None
+
+    def _make_pool(self, config: PoolConfig) -> Pool[ServerAddress, DataChannel]:
+        use = Use(open=self._open, validate=_validate, capacity=STREAMS_PER_CHANNEL)
+        return Pool(use, config, name="data channels", figures=self._figures)
+
+    async def _run_pool(self) -> None:
+        """A bug in it costs its channels, not the client."""
+        while True:
+            try:
+                await self.pool.run()
+            except Exception:
+                log.exception("the pool of data channels failed")
+            await trio.sleep(RESTART_SECONDS)
+            self.pool = self._make_pool(self.pool.rules.config)
+            self.use(self._addresses)
 
     def use(self, addresses: Iterable[ServerAddress]) -> None:
         """Be connected to exactly these; streams move away from others."""

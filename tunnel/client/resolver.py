@@ -15,6 +15,7 @@ from tunnel.errors import PeerLost
 log = logging.getLogger(__name__)
 
 MAX_ADDRESSES = 16  # of one name; more would be somebody's load balancer, and all of it is one server to us
+MISSES = 10  # look-ups in a row without an address until it is dropped: big names answer with a changing part of all
 PATIENCE_SECONDS = 1.0  # for a name, where another has given an address already
 
 
@@ -58,11 +59,13 @@ class Resolver:
         self._servers = tuple(servers)
         self._look_up = look_up
         self._known: dict[HostPort, list[str]] = {}
+        self._misses: dict[tuple[HostPort, str], int] = {}  # of known addresses that the last look-ups did not bring
         self._replaced = trio.Event()
         self._note_literals()
 
     def _note_literals(self) -> None:
         self._known = {server: self._known.get(server, []) for server in self._servers}
+        self._misses = {key: misses for key, misses in self._misses.items() if key[0] in self._known}
         for server in self._servers:
             if is_ip(server.host):
                 self._known[server] = [server.host]
@@ -87,7 +90,7 @@ class Resolver:
 
             async def query(server: HostPort) -> None:
                 try:
-                    self._known[server] = await self._look_up(server) or self._known[server]
+                    self._take_in(server, await self._look_up(server))
                 except PeerLost as exc:
                     problems.append(exc)
                 pending.discard(server)
@@ -104,6 +107,22 @@ class Resolver:
         if not self.addresses:
             raise problems[0] if problems else PeerLost("no server is configured")
         return self.addresses
+
+    def _take_in(self, server: HostPort, found: list[str]) -> None:
+        """What was known stays in its place until it is missed for good; an empty answer tells nothing."""
+        known = self._known.get(server, [])
+        if not found:
+            return
+        kept = []
+        for ip in known:
+            misses = 0 if ip in found else self._misses.pop((server, ip), 0) + 1
+            if misses < MISSES:
+                kept.append(ip)
+            if 0 < misses < MISSES:
+                self._misses[server, ip] = misses
+            else:
+                self._misses.pop((server, ip), None)
+        self._known[server] = [*kept, *(ip for ip in found if ip not in kept)][:MAX_ADDRESSES]
 
     async def keep(self, seconds: Callable[[], float]) -> None:
         """Look up again every so many seconds, until cancelled."""

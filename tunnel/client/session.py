@@ -40,6 +40,7 @@ from tunnel.messages import (
 from tunnel.messages import (
     Tickets as TicketsMessage,
 )
+from tunnel.pool.figures import Figures
 from tunnel.protocol import HEARD_BY_CLIENT, Law
 from tunnel.relay import Engine
 from tunnel.version import __version__
@@ -81,6 +82,7 @@ class ClientSession:
         turns: Turns,
         engine: Engine,
         routes: RouteTable,
+        figures: Figures,
         connected: Callable[[Welcome], None],
         heard: Callable[[ProxyStatusUpdate], None],
         drained: Callable[[str], None],
@@ -91,6 +93,7 @@ class ClientSession:
         self._turns = turns
         self._engine = engine
         self._routes = routes
+        self._figures = figures
         self._connected = connected
         self._heard = heard
         self._drained = drained
@@ -142,6 +145,7 @@ class ClientSession:
             tickets=self._tickets,
             relay=self.relay,
             control_at=lambda: self.control_at,
+            figures=self._figures,
         )
         self._connected(welcome)
         async with trio.open_nursery() as nursery:

@@ -11,6 +11,7 @@ import trio
 from tunnel.backoff import RetryBudget
 from tunnel.config import PoolConfig
 from tunnel.faults import Fault, Kind, Phase, classify
+from tunnel.pool.figures import Figures
 from tunnel.pool.members import A, Lease, Member, Place, Use, V
 from tunnel.pool.request import Request, Unavailable
 from tunnel.pool.roster import Close, Leaked, Open, Probe
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 class Pool(Generic[A, V]):
     """Made by anybody, used while `run` does, which is once. All its methods are for tasks of one Trio run.
 
-    `name` says in logs what is pooled. `budget` bounds the retries of all its users together.
+    `name` says in logs what is pooled. `budget` bounds the retries of all its users together; `figures` are those of a
+    former pool, where there was one.
     """
 
     def __init__(
@@ -36,12 +38,13 @@ class Pool(Generic[A, V]):
         *,
         name: str,
         budget: RetryBudget | None = None,
+        figures: Figures | None = None,
         rand: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
         self.rules: Rules[A, V] = Rules(
             config, capacity=use.capacity, reusable=use.reusable, now=trio.current_time, released=self._decide_soon,
-            rand=rand,
+            figures=figures, rand=rand,
         )  # fmt: skip
         self._use = use
         self._rand = rand
@@ -78,12 +81,18 @@ class Pool(Generic[A, V]):
                 case Probe(member):
                     self._start(self._probe, member)
                 case Close(value):
-                    value.close()
+                    self._close(value)
                 case Leaked(lease):
                     self._told.log(
                         logging.WARNING, "pool '%s': %s has kept a connection to %s for over %g s",
                         self.name, lease.owner, lease.address, self.rules.config.lease_seconds, key="leak",
                     )  # fmt: skip
+
+    def _close(self, value: V) -> None:
+        try:
+            value.close()
+        except Exception:  # a bug of its own, which must not keep the others open
+            log.exception("pool '%s': closing a connection failed", self.name)
 
     def _start(self, act: Callable[[Member[A, V]], Any], member: Member[A, V]) -> None:
         if self._openings is not None:

@@ -46,9 +46,11 @@ class Leaked(Generic[A, V]):
 class Roster(Generic[A, V]):
     """Sites and members, counted. What is to be done for them gathers in `todo`; what is due, in timers."""
 
-    def __init__(self, config: PoolConfig, rand: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, config: PoolConfig, rand: Callable[[], float] = random.random, figures: Figures | None = None
+    ) -> None:
         self.config = config
-        self.figures = Figures()
+        self.figures = figures or Figures()
         self.sites: dict[A, Site[A, V]] = {}
         self.todo: list[Open[A, V] | Probe[A, V] | Close[V] | Leaked[A, V]] = []
         self.total = 0  # members that have a connection, or are opening one

@@ -19,6 +19,7 @@ from typing import Any, Generic
 from tunnel.config import PoolConfig
 from tunnel.faults import Fault, Kind, Phase
 from tunnel.pool.choice import Choice
+from tunnel.pool.figures import Figures
 from tunnel.pool.filling import Filling
 from tunnel.pool.lending import Lending
 from tunnel.pool.line import Line
@@ -45,11 +46,12 @@ class Rules(Generic[A, V]):
         reusable: bool,
         now: Callable[[], float],
         released: Callable[[], Any] = lambda: None,
+        figures: Figures | None = None,
         rand: Callable[[], float] = random.random,
     ) -> None:
         self.reusable = reusable
         self.is_closed = False
-        self.roster: Roster[A, V] = Roster(config, rand)
+        self.roster: Roster[A, V] = Roster(config, rand, figures)
         self.figures = self.roster.figures
         self._line: Line[A, V] = Line(self.roster)
         self._choice: Choice[A, V] = Choice(self.roster, capacity=capacity if reusable else 1)

@@ -18,6 +18,7 @@ from tunnel.addresses import HostPort
 from tunnel.backoff import Policy
 from tunnel.messages import ProxySpec, Reason, Status, TargetHealth
 from tunnel.relay import Tally
+from tunnel.rate_limited import RateLimited
 from tunnel.server.binding import BindFailed
 from tunnel.server.standing import Standing
 from tunnel.snapshot import utc_now
@@ -59,6 +60,7 @@ class Proxy(Standing):
         self.max_retries = self._policy.max_retries
         self._take = take
         self._holding: Holding | None = None
+        self._told = RateLimited(log, trio.current_time, count=10)  # a client may say a target is up, down, up, down
         self._round = trio.CancelScope()
 
     # Lifetime
@@ -135,7 +137,9 @@ class Proxy(Standing):
                     retries += 1
                 continue
             after = f" (after {retries} retries)" if retries else ""
-            log.info("Proxy '%s' listening on %s%s", self.spec.name, holding.where, after)
+            self._told.log(
+                logging.INFO, "Proxy '%s' listening on %s%s", self.spec.name, holding.where, after, key="listening"
+            )
             self.attempt = 0
             return holding
 
@@ -222,7 +226,8 @@ class Proxy(Standing):
 
     def _let_go(self) -> None:
         if self._holding is not None:
-            log.warning("Proxy '%s' releases %s: its target does not answer", self.spec.name, self.where)
+            word = "Proxy '%s' releases %s: its target does not answer"
+            self._told.log(logging.WARNING, word, self.spec.name, self.where, key="released")
             self._holding.release()
             self._holding = None
 
