@@ -17,8 +17,8 @@ import trio
 from tunnel.addresses import HostPort
 from tunnel.backoff import Policy
 from tunnel.messages import ProxySpec, Reason, Status, TargetHealth
-from tunnel.relay import Tally
 from tunnel.rate_limited import RateLimited
+from tunnel.relay import Tally
 from tunnel.server.binding import BindFailed
 from tunnel.server.standing import Standing
 from tunnel.snapshot import utc_now
