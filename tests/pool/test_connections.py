@@ -17,7 +17,7 @@ from tunnel.pool.connections import parse_url
 from tunnel.pool.names import MAX_ADDRESSES, Names
 
 QUICK = tunnel.PoolConfig(
-    open_seconds=0.1, validate_seconds=0.1, wait_seconds=5.0, retry=LinearPolicy(step=0.0, max_retries=2)
+    open_seconds=0.5, validate_seconds=0.5, wait_seconds=5.0, retry=LinearPolicy(step=0.0, max_retries=2)
 )
 
 
