@@ -402,3 +402,15 @@ def watched_socket(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> Ca
         return HealthCheck(type="http", path="/healthz")
 
     return serve
+
+
+def test_the_word_names_each_target_once() -> None:
+    first, second = parse_target("127.0.0.1:1"), parse_target("unix:/run/web")
+    health = Health(HealthCheck(), [first, second])
+    health.add(first, "cannot reach 127.0.0.1:1: Connection refused")
+    health.add(second, "No such file or directory")
+    word = health.word("web", 3)
+    assert word is not None
+    assert word.error_message == (
+        "cannot reach 127.0.0.1:1: Connection refused; unix:/run/web: No such file or directory"
+    )

@@ -91,8 +91,13 @@ class Health:
         if self.is_up:
             return TargetHealth(proxy_name, True)
         share = max(MAX_PROBLEM // len(self._verdicts), SHORTEST_PROBLEM)
-        problems = (f"{target}: {self._problems[target]}"[:share] for target in self._verdicts)
+        problems = (_naming(target, self._problems[target])[:share] for target in self._verdicts)
         return TargetHealth(proxy_name, False, "; ".join(problems)[:MAX_PROBLEM], retry_after_seconds)
+
+
+def _naming(target: Target, problem: str) -> str:
+    """A dial's own words tell where it went."""
+    return problem if str(target.where) in problem else f"{target}: {problem}"
 
 
 class _Watch:
