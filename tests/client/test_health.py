@@ -14,7 +14,7 @@ from attrs import define, field
 from dial_rig import cancelled_everywhere, http_service, nothing_left_open, trusted_service
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tunnel.addresses import HostPort, Target
+from tunnel.addresses import HostPort, Target, parse_target
 from tunnel.client import health as health_module
 from tunnel.client.health import FIRST_SPREAD, CheckFailed, Health, Verdict, check_target, watch_targets
 from tunnel.client.target_dial import dial_target

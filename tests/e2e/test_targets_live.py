@@ -1,6 +1,7 @@
 """Several targets as their users meet them: shared, killed, reloaded, in bursts, hanging; with real processes."""
 
 import os
+import re
 import signal
 import socket
 import time
@@ -88,11 +89,11 @@ def test_a_service_killed_under_traffic_costs_no_visitor_and_is_used_again(
             stage.until(lambda: pool_of(client)["quarantines"] == 1, "the quarantine")
             text = shown(stage, client)
             assert f"{LOOPBACK}:{first.port} is in quarantine after " in text
-            assert "Connection refused" in text
+            assert re.search("Connection (refused|reset)", text)  # reset: it was in the backlog of what was killed
             before = pool_of(client)
             stage.until(lambda: pool_of(client)["leases"] > before["leases"] + 300, "traffic goes on")
             after = pool_of(client)
-            tries = after["failures"]["dial.refused"] - before["failures"]["dial.refused"]
+            tries = after["failures"]["dial.refused"] - before["failures"].get("dial.refused", 0)
             assert tries <= 3  # those of its prober
             first.start()
             back_at = time.monotonic()
