@@ -13,6 +13,7 @@ from tunnel.config import PoolConfig
 from tunnel.faults import Phase
 from tunnel.pool import Place, Pool, Unavailable, Use
 from tunnel.pool.figures import Figures
+from tunnel.pool.renewal import keep_running
 from tunnel.relay import Channel, RelaySession
 from tunnel.upgrade import request_upgrade
 
@@ -21,7 +22,6 @@ log = logging.getLogger(__name__)
 TICKET_SECONDS = 6.0  # a ticket is good for 10 s at the server; the rest is for the way there
 MAX_TICKETS = 64  # kept, the newest: one for each channel there can be
 STREAMS_PER_CHANNEL = 256  # with more, another is opened while there may be one: a lost packet then stalls fewer
-RESTART_SECONDS = 1.0  # after a bug ended the pool
 RETIRE_SECONDS = 120.0  # for the streams of a retired channel to move to others; then they are cut
 URGENT_SECONDS = 5.0  # between openings that no quarantine holds up; what ends sooner is no accident
 ARRIVALS_SECONDS = 1.0  # between looks at how many visitors came
@@ -123,15 +123,12 @@ class Channels:
         return Pool(use, config, name="data channels", figures=self._figures)
 
     async def _run_pool(self) -> None:
-        """A bug in it costs its channels, not the client."""
-        while True:
-            try:
-                await self.pool.run()
-            except Exception:
-                log.exception("the pool of data channels failed")
-            await trio.sleep(RESTART_SECONDS)
-            self.pool = self._make_pool(self.pool.rules.config)
-            self.use(self._addresses)
+        await keep_running(self.pool, self._renew_pool, whose="data channels")
+
+    def _renew_pool(self) -> Pool[ServerAddress, DataChannel]:
+        self.pool = self._make_pool(self.pool.rules.config)
+        self.use(self._addresses)
+        return self.pool
 
     def use(self, addresses: Iterable[ServerAddress]) -> None:
         """Be connected to exactly these; streams move away from others."""

@@ -13,12 +13,12 @@ from tunnel.errors import PeerLost
 from tunnel.faults import Fault, Kind, Phase, classify
 from tunnel.frames import Abort
 from tunnel.pool import Lease, Pool, Unavailable
+from tunnel.pool.renewal import keep_running
 from tunnel.relay import Stream, Tally
 from tunnel.sockets import family_of
 
 log = logging.getLogger(__name__)
 
-RESTART_SECONDS = 1.0  # after a bug ended a pool
 MAX_SAID = (
     32  # causes logged of one proxy's refusals in a row: several targets have one each, and a name many addresses
 )
@@ -66,16 +66,15 @@ class ProxyRoute:
         return pool
 
     async def _run_pool(self, scope: trio.CancelScope) -> None:
+        def renew() -> Pool[Target, TargetConnection] | None:
+            if scope.cancel_called:  # the route may have another by now
+                return None
+            self.pool = self._make_pool()
+            return self.pool
+
         with scope:
-            while self.pool is not None:
-                try:
-                    await self.pool.run()
-                except Exception:
-                    log.exception("the pool of proxy '%s' failed", self.config.name)
-                if scope.cancel_called:
-                    return
-                self.pool = self._make_pool()  # the one before is closed for good; who waited there waits here
-                await trio.sleep(RESTART_SECONDS)
+            if self.pool is not None:
+                await keep_running(self.pool, renew, whose=f"proxy '{self.config.name}'")
 
     def apply(self, config: ProxyConfig) -> None:
         """Other targets, checks or figures, from the next visitor on."""
