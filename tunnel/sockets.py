@@ -6,13 +6,15 @@ import select
 import socket
 import sys
 from contextlib import suppress
-from typing import Protocol
+from itertools import chain, zip_longest
+from typing import Any, Protocol
 
 import trio
 
 from tunnel.addresses import HostPort, is_ip
 from tunnel.errors import PeerLost
 
+UNSPELLABLE = "no name can be spelled like that"
 BACKLOG = 4096  # the kernel cuts it to somaxconn; a burst of visitors waits there, not in our memory
 DEAD_PEER_MS = 30_000  # TCP_USER_TIMEOUT: unacknowledged this long, the connection ends (design §5)
 UNSENT_BYTES = 256 * 1024  # one batch
@@ -158,12 +160,30 @@ async def dial_tcp(where: HostPort, *, name: str = "") -> socket.socket:
         number = None if isinstance(told, socket.gaierror) else told.errno  # the resolver's numbers are not errnos
         raise PeerLost(f"cannot reach {name or where}: {_plain(told)}", errno=number) from exc
     except UnicodeError as exc:  # an empty or an endless label
-        raise PeerLost(f"cannot reach {name or where}: no name can be spelled like that") from exc
+        raise PeerLost(f"cannot reach {name or where}: {UNSPELLABLE}") from exc
     raw = stream.socket
     trio.lowlevel.notify_closing(raw)
     sock = socket.socket(fileno=raw.detach())
     sock.setblocking(False)
     return sock
+
+
+async def look_up_name(host: str, *, name: str) -> list[str]:
+    """The numeric addresses that `host` stands for, each once, IPv6 and IPv4 by turns (RFC 8305 §4).
+
+    Raises `PeerLost` with the cause in words, which call it `name`. The caller holds the deadline.
+    """
+    try:
+        found: list[tuple[Any, ...]] = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise PeerLost(f"cannot reach {name}: {_plain(exc)}") from exc
+    except UnicodeError as exc:  # an empty or an endless label
+        raise PeerLost(f"cannot reach {name}: {UNSPELLABLE}") from exc
+    families: dict[int, list[str]] = {}
+    for family, _kind, _protocol, _canonical, address in found:
+        families.setdefault(family, []).append(str(address[0]))
+    mixed = chain.from_iterable(zip_longest(*families.values()))
+    return list(dict.fromkeys(ip for ip in mixed if ip))
 
 
 def _first_cause(exc: OSError) -> OSError:

@@ -1,16 +1,14 @@
 """The addresses of the server: those its names stand for now, looked up again from time to time."""
 
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Iterable
-from itertools import chain, zip_longest
-from typing import Any
 
 import trio
 from attrs import frozen
 
 from tunnel.addresses import HostPort, is_ip
 from tunnel.errors import PeerLost
+from tunnel.sockets import look_up_name
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +34,8 @@ LookUp = Callable[[HostPort], Awaitable[list[str]]]
 
 
 async def look_up(server: HostPort) -> list[str]:
-    """The numeric addresses of a name, IPv6 and IPv4 by turns. Raises `PeerLost`."""
-    try:
-        found: list[tuple[Any, ...]] = await trio.socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
-    except socket.gaierror as exc:
-        raise PeerLost(f"cannot reach {server}: the name cannot be resolved ({exc.strerror})") from exc
-    except UnicodeError as exc:  # an empty or an endless label
-        raise PeerLost(f"cannot reach {server}: no name can be spelled like that") from exc
-    families: dict[int, list[str]] = {}
-    for family, _kind, _protocol, _canonical, address in found:
-        families.setdefault(family, []).append(address[0])
-    mixed = chain.from_iterable(zip_longest(*families.values()))
-    return list(dict.fromkeys(ip for ip in mixed if ip))[:MAX_ADDRESSES]
+    """The numeric addresses of a server's name. Raises `PeerLost`."""
+    return (await look_up_name(server.host, name=str(server)))[:MAX_ADDRESSES]
 
 
 class Resolver:

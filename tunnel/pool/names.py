@@ -1,10 +1,8 @@
 """The addresses that names stand for, remembered for a minute. One `Names` a connection pool."""
 
-import socket
-
 import trio
 
-from tunnel.errors import PeerLost
+from tunnel.sockets import look_up_name
 
 KEEP_SECONDS = 60.0  # the resolver gives no lifetime; a minute is what most address changes count on
 MAX_NAMES = 10_000  # then all are forgotten: a crawler meets more names than it will meet again
@@ -22,13 +20,7 @@ class Names:
         until, addresses = self._known.get(host, (0.0, []))
         if addresses and trio.current_time() < until:
             return addresses
-        try:
-            found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError as exc:
-            raise PeerLost(f"the name {host!r} cannot be resolved: {exc.strerror or exc}") from exc
-        except UnicodeError as exc:
-            raise PeerLost(f"no name can be spelled {host!r}") from exc
-        addresses = list(dict.fromkeys(str(where[0]) for *_, where in found))[:MAX_ADDRESSES]
+        addresses = (await look_up_name(host, name=host))[:MAX_ADDRESSES]
         if len(self._known) >= MAX_NAMES:
             self._known.clear()
         self._known[host] = trio.current_time() + KEEP_SECONDS, addresses
