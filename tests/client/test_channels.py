@@ -573,6 +573,8 @@ async def test_a_bug_in_the_pool_costs_its_channels_and_not_the_client(
 
         broken.rules.decide = decide  # type: ignore[method-assign]
         broken.arrived(1)
+        await trio.sleep(0.1)
+        (await world.channels.pool.take("who asks in between")).release()
         await trio.sleep(5)
         after = world.channels.pool.stats()
         assert world.channels.pool is not broken

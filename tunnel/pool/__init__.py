@@ -6,7 +6,7 @@
 
 `rules` puts together, each with one idea: `choice` (which address, which member), `line` (those who wait), `lending`,
 `filling` (what is opened), `upkeep` (age, idleness, probes), `quarantine`, `waste` (what does not last until it is
-used), `places` (told from outside), `timers`.
+used), `places` (told from outside), `timers`. `renewal` runs a pool for whoever must outlive a bug in it.
 """
 
 from tunnel.pool.core import Pool, Unavailable, running
