@@ -196,6 +196,21 @@ async def test_a_session_of_a_minute_or_less_does_not(
     )
 
 
+async def test_a_server_that_is_killed_every_few_seconds_is_dialled_at_once_each_time(
+    client: Client, play: Callable[..., World], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B44: while it is restarted a dial finds nobody; that is no server that breaks off again and again."""
+    world = play((0.85, 5, BROKE))
+
+    async def reach(dial: object, *, failed: Callable[[PeerLost], None], once: bool = False) -> Any:
+        failed(PeerLost("cannot reach server.example:8443: Connection refused"))
+        return await world.reach(dial, failed=failed, once=once)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(app_module, "reach", reach)
+    await run_for(client, 100)
+    assert world.tries == pytest.approx([5.85 * number for number in range(18)])
+
+
 async def test_the_time_it_took_to_reach_the_server_is_no_part_of_the_session(
     client: Client, play: Callable[..., World], autojump_clock: MockClock
 ) -> None:

@@ -10,9 +10,9 @@ from typing import Any, TypeGuard
 import trio
 from attrs import evolve, frozen
 
-from tunnel.backoff import RECONNECT, RECONNECT_REFUSED
 from tunnel.client.board import Board, own_status
-from tunnel.client.dialer import PAUSE_SECONDS, Turns, make_dialer, reach
+from tunnel.client.dialer import Turns, make_dialer, reach
+from tunnel.client.patience import Patience
 from tunnel.client.resolver import Resolver
 from tunnel.client.routes import RouteTable
 from tunnel.client.session import ClientSession, Identity
@@ -27,9 +27,6 @@ from tunnel.snapshot import EventStream, SessionView, Snapshot, utc_now
 from tunnel.version import __version__
 
 log = logging.getLogger(__name__)
-
-STEADY_SECONDS = 60.0  # a session that lasted so long resets the reconnect counters (design §5)
-HELD_SECONDS = 30.0  # between tries while another process has our identity (design §5): it may end at any time
 
 
 @frozen
@@ -60,6 +57,7 @@ class Client:
         self._since = utc_now()
         self._name = ""
         self._reached_at = math.inf  # when the server last answered
+        self._was_away = False  # somebody was dialled since the last session, and nobody was there
         self._refusal: Refused | None = None  # one address's word, while others are asked
         self._board = Board()
         for proxy in config.proxies:
@@ -69,36 +67,27 @@ class Client:
 
     async def run(self, *, once: bool = False) -> None:
         """Connect, and reconnect for ever. With `once`, raise why the first session ended or was not had."""
-        delays, refused_delays = RECONNECT.delays(), RECONNECT_REFUSED.delays()
-        at_once = True
+        patience = Patience()
         while True:
             self._move("connecting", self.connection.detail)
-            self._reached_at = math.inf
+            self._reached_at, self._was_away = math.inf, False
             why: TunnelError | None = None
             try:
                 await self._one_session(once=once)
             except (Refused, PeerLost, RemoteProtocolError) as exc:
                 why = exc
-            announced = why is None
-            why = why or PeerLost("the server is stopping")
-            if self._is_wanted_elsewhere(why):
-                self._refusal = why
-                self._lose(why, 0.0)
+            told = why or PeerLost("the server is stopping")
+            if self._is_wanted_elsewhere(told):
+                self._refusal = told
+                self._lose(told, 0.0)
                 continue
             refusal, self._refusal = self._refusal, None
             if once:
-                is_unanswered = isinstance(why, PeerLost) and not why.answered
-                raise refusal if refusal is not None and is_unanswered else why
-            if trio.current_time() - self._reached_at > STEADY_SECONDS:
-                delays, refused_delays, at_once = RECONNECT.delays(), RECONNECT_REFUSED.delays(), True
-            if isinstance(why, Refused) and why.trust:
-                delay = HELD_SECONDS if why.reason == "identity_held" else next(refused_delays)
-            elif announced and not at_once:
-                delay = PAUSE_SECONDS[0]  # no failure, however often: come back as soon as a new process listens
-            else:
-                delay = 0.0 if at_once else next(delays)
-                at_once = False
-            self._lose(why, delay)
+                is_unanswered = isinstance(told, PeerLost) and not told.answered
+                raise refusal if refusal is not None and is_unanswered else told
+            lasted = trio.current_time() - self._reached_at
+            delay = patience.after(why, lasted=lasted, was_away=self._was_away)
+            self._lose(told, delay)
             await trio.sleep(delay)
 
     async def _one_session(self, *, once: bool) -> None:
@@ -169,6 +158,7 @@ class Client:
         self._move("connected", welcome.client)
 
     def _unanswered(self, problem: PeerLost) -> None:
+        self._was_away = True
         if self._refusal is not None:  # that nobody answers elsewhere must not hide what a person has to mend
             problem = PeerLost(f"{self._refusal}; {problem}")
         is_new = self.connection.detail != str(problem)
