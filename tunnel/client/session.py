@@ -22,6 +22,7 @@ from tunnel.config import ClientConfig
 from tunnel.control import ControlChannel, open_client_control
 from tunnel.control_line import ControlLine, open_line
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError
+from tunnel.heartbeat import keep_beating
 from tunnel.messages import (
     ATTACH,
     PROTOCOL_VERSION,
@@ -287,9 +288,8 @@ class ClientSession:
         The caller holds the deadline.
         """
         self.say(self._routes.empty_set())
-        self._beats += 1
-        mine = self._beats
-        self.say(Heartbeat(mine))  # its answer: the listeners are closed
+        self._say_beat()
+        mine = self._beats  # its answer: the listeners are closed
         while self._answered < mine and self._nursery is not None:
             await self._was_answered.wait()
         await trio.sleep(
@@ -315,17 +315,12 @@ class ClientSession:
             await wake.wait()
 
     async def _beat(self, seconds: float) -> None:
-        """Heartbeats; two missed ones and the server is gone."""
-        while True:
-            due = trio.current_time() + seconds
-            await trio.sleep_until(due)
-            if trio.current_time() > due + seconds:  # we were stopped, and what was said meanwhile is still unread
-                self._last_heard = trio.current_time()
-            silent = trio.current_time() - self._last_heard
-            if silent > 2 * seconds:
-                raise PeerLost(f"the server was silent for {silent:.0f} s", answered=True)
-            self._beats += 1
-            self.say(Heartbeat(self._beats))
+        silent = await keep_beating(seconds, beat=self._say_beat, heard=lambda: self._last_heard)
+        raise PeerLost(f"the server was silent for {silent:.0f} s", answered=True)
+
+    def _say_beat(self) -> None:
+        self._beats += 1
+        self.say(Heartbeat(self._beats))
 
 
 def _within(value: float, bounds: tuple[float, float]) -> float:

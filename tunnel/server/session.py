@@ -17,6 +17,7 @@ from tunnel.config import Grant, ServerConfig
 from tunnel.control import open_server_control
 from tunnel.control_line import ControlLine, open_line
 from tunnel.errors import PeerLost, RemoteProtocolError
+from tunnel.heartbeat import keep_beating
 from tunnel.messages import (
     ATTACH,
     PROTOCOL_VERSION,
@@ -185,6 +186,7 @@ class Session:
     async def _greet(self) -> None:
         with trio.fail_after(self._config.limits.login_seconds):
             hello = await self._line.receive()
+        self._last_heard = trio.current_time()
         self._law.heard(hello)
         assert isinstance(hello, Hello)
         if hello.version != PROTOCOL_VERSION:
@@ -333,18 +335,13 @@ class Session:
         return proxy.update(self._seq)
 
     async def _beat(self) -> None:
-        """Heartbeats; two missed ones and the client is gone."""
         seconds = self._config.limits.heartbeat_seconds
-        while True:
-            due = trio.current_time() + seconds
-            await trio.sleep_until(due)
-            if trio.current_time() > due + seconds:  # we were stopped, and what was said meanwhile is still unread
-                self._last_heard = trio.current_time()
-            silent = trio.current_time() - self._last_heard
-            if silent > 2 * seconds:
-                raise PeerLost(f"client '{self.client}' was silent for {silent:.0f} s")
-            self._beats += 1
-            self._reply(Heartbeat(self._beats))
+        silent = await keep_beating(seconds, beat=self._say_beat, heard=lambda: self._last_heard)
+        raise PeerLost(f"client '{self.client}' was silent for {silent:.0f} s")
+
+    def _say_beat(self) -> None:
+        self._beats += 1
+        self._reply(Heartbeat(self._beats))
 
     async def answers(self) -> bool:
         """Whether the client gives a sign of life within a second (asked when another process wants its place)."""
