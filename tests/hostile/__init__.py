@@ -1,0 +1,14 @@
+"""What strangers, visitors and token holders send who mean harm, against real processes: `python -m tests.hostile -h`.
+
+`wire`        bytes as no honest peer sends them: heads, WebSocket messages, frames
+`strangers`   attacks that need no token; `insiders`: attacks with a good one; `visitors`: attacks on the public port
+`assault`     one attacker's means; `attackers`: the process that sends them by weight, from many source addresses
+`house`       the server, client and web service that are attacked; `vitals`: what a process weighs
+`healthy`     visitors and newcomers that must be served all the while
+`run`         one run: before, beside and after the attack; `report`: its table, and what it must not show
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))  # `processes` and `services` are theirs
