@@ -124,7 +124,7 @@ class House:
 
     def is_quiet(self):
         """Nobody but the healthy client is there."""
-        admission = self.gate._admission
+        admission = self.gate._strangers._admission
         return (
             len(self.gate.sessions) == 1
             and (admission._crowd, admission._strangers) == (0, {})
@@ -633,7 +633,7 @@ async def test_being_stopped_for_a_while_is_nobodys_silence(files):
 
 
 async def test_a_session_has_so_many_data_channels(files, monkeypatch):
-    monkeypatch.setattr("tunnel.server.gate.MAX_CHANNELS", 5)
+    monkeypatch.setattr("tunnel.server.data_channels.MAX_CHANNELS", 5)
     async with open_house(files, Limits(heartbeat_seconds=10.0)) as house, house.login() as (control, welcome):
         tickets, channels = list(welcome.tickets), []
 

@@ -4,7 +4,7 @@ import pytest
 import trio
 from test_gate import SOON, Limits, files, open_house, request, until
 
-from tunnel.server.gate import MAX_PLACE
+from tunnel.server.data_channels import MAX_PLACE
 from tunnel.tls import TlsStream
 
 __all__ = ["files"]  # the fixture
@@ -34,7 +34,7 @@ async def test_a_place_is_any_word_of_the_clients_cut_to_its_length(files, what)
 
 async def test_channels_that_come_at_once_do_not_pass_the_bound_together(files, monkeypatch):
     """Each found room before any of them was answered."""
-    monkeypatch.setattr("tunnel.server.gate.MAX_CHANNELS", 2)
+    monkeypatch.setattr("tunnel.server.data_channels.MAX_CHANNELS", 2)
     answer, go_on, asked = TlsStream.send_all, trio.Event(), []
 
     async def late(self, data):
