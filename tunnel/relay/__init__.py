@@ -21,8 +21,9 @@ and each channel is handled behind its own wall, so that what one of them does e
 from tunnel.relay.channel import Channel
 from tunnel.relay.engine import Engine
 from tunnel.relay.listener import Listener
+from tunnel.relay.pace import Pace
 from tunnel.relay.session import RelaySession
 from tunnel.relay.stream import Stream
 from tunnel.relay.tally import Tally
 
-__all__ = ["Channel", "Engine", "Listener", "RelaySession", "Stream", "Tally"]
+__all__ = ["Channel", "Engine", "Listener", "Pace", "RelaySession", "Stream", "Tally"]

@@ -253,10 +253,14 @@ class Engine:
         self.budget.give(window)
         self.open_streams -= 1
         if self.full:
-            for listener in list(self.full):
-                if not listener.is_at_bound:
-                    self.full.discard(listener)
-                    listener.resume()
+            self.look_at_bounds()
+
+    def look_at_bounds(self) -> None:
+        """A bound is further away than it was: listeners that have room again go on."""
+        for listener in list(self.full):
+            if not listener.is_at_bound:
+                self.full.discard(listener)
+                listener.resume()
 
     def full_for(self, listener: Listener) -> None:
         """A bound is reached: visitors wait in the kernel until others have gone. Says so at most once a minute."""
@@ -273,11 +277,15 @@ class Engine:
     def short_of(self, listener: Listener, exc: Exception) -> None:
         """Accepting failed for want of descriptors or memory: try again shortly, say so at most once a minute."""
         now = self.now()
-        self.pauses.add(listener, now)
-        self._alarm.set()
+        self.rest(listener)
         if now - self._last_shortage > 60 or not self._last_shortage:
             self._last_shortage = now
             log.error("accepting visitors pauses: %s", exc)
+
+    def rest(self, listener: Listener) -> None:
+        """Let a paused listener accept again in a moment."""
+        self.pauses.add(listener, self.now())
+        self._alarm.set()
 
     def watch(self, channel: Channel, now: float) -> None:
         """Ask about a channel's silence soon; unlike other deadlines this one may not be a second late."""

@@ -51,7 +51,9 @@ class Listener:
         )
 
     def on_event(self, event: int) -> None:
-        for _ in range(ACCEPTS):
+        pace = self.session.pace
+        most = ACCEPTS if pace is None else pace.quota(self, self.engine.now(), ACCEPTS)
+        for _ in range(most):
             if self.is_at_bound:
                 self.pause()
                 self.engine.full_for(self)
@@ -66,6 +68,12 @@ class Listener:
                 self._accept_failed(exc)
                 return
             self._welcome(sock)
+            if pace is not None:
+                pace.count()
+        if pace is not None and most < ACCEPTS:
+            self.pause()
+            self.engine.rest(self)
+            pace.rests(self)
 
     def _welcome(self, sock: socket.socket) -> None:
         try:

@@ -14,6 +14,7 @@ from tunnel.frames import FIRST_WINDOW, RETIRE, RST, Abort
 from tunnel.relay.channel import Channel
 from tunnel.relay.listener import Listener
 from tunnel.relay.moving import Moving, leading
+from tunnel.relay.pace import Pace
 from tunnel.relay.strays import is_cut_short, settle
 from tunnel.relay.stream import Stream
 from tunnel.relay.tally import Tally
@@ -52,6 +53,7 @@ class RelaySession:
         self.channels: list[Channel] = []
         self.listeners: set[Listener] = set()
         self.max_streams = max_streams
+        self.pace: Pace | None = None  # of new visitors
         self.moving = Moving(self)
         self.opened_total = 0  # streams that the server has opened; a client's figure
         self._route = route
