@@ -30,11 +30,6 @@ class Figures:
     times: list[float] = field(factory=list)
     lost: list[str] = field(factory=list)
 
-    def at(self, share: float) -> float:
-        """A quantile in ms; nan if nothing was served."""
-        ordered = sorted(self.times)
-        return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
-
     @property
     def median(self) -> float:
         return statistics.median(self.times) if self.times else float("nan")

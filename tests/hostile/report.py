@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from tables import at, table
+
 from .healthy import Figures
 from .run import Found
 
@@ -42,16 +44,16 @@ def render(found: Found) -> str:
     lines = [
         f"{found.connections} hostile connections of {len(found.made)} kinds in {seconds:.1f} s ({rate:.0f}/s)",
         "",
-        *_table(("ms", "served", "lost", "p50", "p99", "worst"), _latencies(found)),
+        table(("ms", "served", "lost", "p50", "p99", "worst"), _latencies(found)),
         "",
-        *_table(("server", "before", "peak", "after"), _weights(found)),
+        table(("server", "before", "peak", "after"), _weights(found)),
         "",
         f"client: {found.client_mib[0]:.1f} MiB before, {found.client_mib[1]:.1f} after",
         f"log lines the server wrote: {found.lines}",
         f"newcomers' knocks until they were in: {_knocks(found.knocks)}",
         f"ends: {', '.join(f'{count} {end}' for end, count in sorted(found.ends.items(), key=lambda item: -item[1]))}",
         "",
-        *_table(("kind", "connections", "held at most, s"), _kinds(found)),
+        table(("kind", "connections", "held at most, s"), _kinds(found)),
     ]
     return "\n".join(lines)
 
@@ -66,7 +68,7 @@ def _latencies(found: Found) -> Iterable[tuple[str, ...]]:
 
 
 def _quantiles(figures: Figures) -> tuple[str, ...]:
-    times = figures.median, figures.at(0.99), max(figures.times, default=float("nan"))
+    times = figures.median, at(figures.times or [float("nan")], 0.99), max(figures.times, default=float("nan"))
     return str(len(figures.times)), str(len(figures.lost)), *(f"{time:.1f}" for time in times)
 
 
@@ -86,13 +88,3 @@ def _knocks(knocks: list[int]) -> str:
 def _kinds(found: Found) -> Iterable[tuple[str, ...]]:
     for kind, count in sorted(found.made.items(), key=lambda item: -item[1]):
         yield kind.replace("_", " "), str(count), f"{found.held[kind]:.1f}"
-
-
-def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """The first column to the left, numbers to the right."""
-    cells = [heads, *rows]
-    first, *others = [max(len(row[column]) for row in cells) for column in range(len(heads))]
-    return [
-        "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
-        for row in cells
-    ]

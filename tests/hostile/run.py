@@ -11,11 +11,11 @@ from typing import Any
 
 from attrs import asdict, frozen
 from processes import LOOPBACK, Late
+from vitals import Vitals, Watch, weigh
 
 from .assault import Target
 from .healthy import Caller, Figures, LastingVisitor, Newcomer, new_visitor
 from .house import House
-from .vitals import Vitals, Watch, weigh
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTLE_SECONDS = 20.0  # after the attack: what it left must be gone by then
