@@ -21,7 +21,7 @@ def along(values: list[float]) -> list[tuple[float, float]]:
 def test_a_leak_below_the_noise_of_one_sample_is_found() -> None:
     found = trend(along([50 + at * 0.002 + one for at, one in zip(SECONDS, noise(), strict=True)]))
     assert found.grows(3.0)
-    assert found.per_hour == pytest.approx(7.2, rel=0.1)
+    assert found.per_hour == pytest.approx(7.2, rel=0.2)
 
 
 @pytest.mark.parametrize("seed", range(20))
