@@ -21,8 +21,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0, help="at most (default: %(default)s)")
     parser.add_argument("--alone", type=float, default=10.0, help="seconds without the attack (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the attackers' dice (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="REGEX", help="attacks whose name it is found in")
     told = parser.parse_args()
-    options = Options(told.connections, told.seconds, told.alone, told.seed)
+    options = Options(told.connections, told.seconds, told.alone, told.seed, told.only)
     with tempfile.TemporaryDirectory() as folder, open_house(Path(folder)) as house:
         found = run(house, options)
         wrong = violations(found)

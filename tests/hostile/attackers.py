@@ -8,6 +8,7 @@ It is nice to the rest of the machine: what the healthy visitor waits for is to 
 import json
 import os
 import random
+import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -36,6 +37,7 @@ class Plan:
     slow_workers: int = 12  # silent ones fill the gate's places: with many more of these the others are not heard
     sources: int = 4000  # addresses in 127/8; none of them is 127.0.0.1, where the healthy ones are
     seed: int = 1
+    only: str = ""  # kinds whose name this is found in
 
 
 @define
@@ -55,12 +57,12 @@ class Attackers:
 
     async def run(self) -> Tally:
         plan = self.plan
-        inside: dict[Attack, int] = INSIDE if plan.target.tokens else {}
+        outside, inside = self._of({**QUICK, **VISITS}), self._of(INSIDE)
         with trio.move_on_after(plan.seconds):
             async with trio.open_nursery() as nursery:
-                for _ in range(plan.quick_workers):
-                    nursery.start_soon(self._work, {**QUICK, **VISITS}, "")
-                for token in plan.target.tokens:
+                for _ in range(plan.quick_workers if outside else 0):
+                    nursery.start_soon(self._work, outside, "")
+                for token in plan.target.tokens if inside else ():
                     nursery.start_soon(self._work, inside, token)
                 slow = trio.CancelScope()
                 nursery.start_soon(self._work_slowly, slow)
@@ -69,11 +71,15 @@ class Attackers:
                 slow.cancel(reason="the others have done")
         return self.tally
 
+    def _of(self, kinds: dict[Any, int]) -> dict[Any, int]:
+        return {attack: weight for attack, weight in kinds.items() if re.search(self.plan.only, attack.__name__)}
+
     async def _work_slowly(self, scope: trio.CancelScope) -> None:
+        kinds = self._of(SLOW)
         with scope:
             async with trio.open_nursery() as nursery:
-                for _ in range(self.plan.slow_workers):
-                    nursery.start_soon(self._work, SLOW, "")
+                for _ in range(self.plan.slow_workers if kinds else 0):
+                    nursery.start_soon(self._work, kinds, "")
 
     async def _work(self, kinds: dict[Any, int], token: str) -> None:
         while self._left > 0:

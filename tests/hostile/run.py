@@ -27,6 +27,7 @@ class Options:
     seconds: float  # at most, of the attack
     alone_seconds: float  # of the healthy without it
     seed: int = 1
+    only: str = ""  # a regular expression, for the names of the attacks
 
 
 @frozen
@@ -96,7 +97,7 @@ def attack(house: House, options: Options) -> dict[str, Any]:
     target = asdict(Target(LOOPBACK, house.server.port, house.web))
     plan = {
         "target": target, "tokens": house.mallories, "connections": options.connections, "seconds": options.seconds,
-        "seed": options.seed,
+        "seed": options.seed, "only": options.only,
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "tests.hostile.attackers"], input=json.dumps(plan), capture_output=True, text=True,
