@@ -71,7 +71,7 @@ class Assault:
         """A WebSocket that the server has agreed to; `rest` follows the head in the same write."""
         stream = await self.tls()
         try:
-            # Mostly one process that comes back, whose newest session counts at once; now and then another that contends.
+            # Mostly one process that comes back, whose newest session counts at once; at times one that contends.
             known = hashlib.sha256(secret.encode()).hexdigest()[:32]
             instance = known if self.dice.random() < 0.9 else f"{self.dice.getrandbits(128):032x}"
             head = request(path, secret, Trio_Tunnel_Epoch=str(self.epoch), Trio_Tunnel_Instance=instance)
