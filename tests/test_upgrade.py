@@ -173,9 +173,27 @@ async def test_a_refusal_carries_its_reason():
             self.ended = True
 
     stream = Ending()
-    await refuse(stream, 409, "identity_held", "since yesterday", since="2024")
+    await refuse(stream, 409, "identity_held", "since yesterday")
     assert stream.ended
     with pytest.raises(Refused, match="since yesterday") as caught:
         await request_upgrade(Pieces(stream.sent), "here", "/control", {})
     assert (caught.value.reason, caught.value.trust) == ("identity_held", True)
-    assert json.loads(stream.sent.partition(b"\r\n\r\n")[2])["since"] == "2024"
+    assert json.loads(stream.sent.partition(b"\r\n\r\n")[2]) == {
+        "reason": "identity_held", "message": "since yesterday",
+    }  # fmt: skip
+    assert b"retry-after" not in stream.sent.lower()
+
+
+@pytest.mark.parametrize(("reason", "trust"), [("token_refused", True), ("something_else", False)])
+async def test_too_many_requests_is_for_a_person_where_the_token_is_what_is_wrong(reason, trust):
+    class Ending(Pieces):
+        async def end_politely(self):
+            pass
+
+    stream = Ending()
+    await refuse(stream, 429, reason, "wait", retry_after=15)
+    assert stream.sent.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+    assert b"\r\nRetry-After: 15\r\n" in stream.sent
+    with pytest.raises(Refused) as caught:
+        await request_upgrade(Pieces(stream.sent), "here", "/control", {})
+    assert (caught.value.reason, caught.value.trust) == (reason, trust)

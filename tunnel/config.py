@@ -99,6 +99,7 @@ class ServerConfig:
     admin: HostPort | None = None
     admin_required: bool = True  # False: the default address, which nobody asked for; taken, it costs a warning only
     limits: Limits = Limits()
+    proxy_protocol_from: tuple[str, ...] = ()  # addresses and CIDRs of balancers, whose PROXY header must come first
 
 
 @frozen

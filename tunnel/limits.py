@@ -34,3 +34,9 @@ def visitor_bound(limits: Limits, descriptors: int | None = None) -> Limits:
     if descriptors is None:
         return limits
     return evolve(limits, max_visitors=max(descriptors - min(RESERVED, descriptors // 2), 1))
+
+
+def stranger_bound(most: int) -> int:
+    """How many unauthenticated connections may be there: `most`, or a quarter of the descriptors."""
+    descriptors = raise_descriptor_limit()
+    return most if descriptors is None else max(min(most, descriptors // 4), 1)

@@ -23,7 +23,15 @@ class RateLimited:
     max_keys: int = 1000
     _windows: "OrderedDict[str, _Window]" = field(factory=OrderedDict, init=False)  # oldest first
 
-    def log(self, level: int, message: str, *args: object, key: str, extra: Mapping[str, object] | None = None) -> None:
+    def log(
+        self,
+        level: int,
+        message: str,
+        *args: object,
+        key: str,
+        extra: Mapping[str, object] | None = None,
+        exc_info: BaseException | None = None,
+    ) -> None:
         if not self.logger.isEnabledFor(level):
             return
         now = self.clock()
@@ -33,7 +41,7 @@ class RateLimited:
         window = self._windows.setdefault(key, _Window(now))
         if window.passed < self.count:
             window.passed += 1
-            self.logger.log(level, message, *args, extra=extra)
+            self.logger.log(level, message, *args, extra=extra, exc_info=exc_info)
         else:
             window.suppressed += 1
             window.level = max(window.level, level)

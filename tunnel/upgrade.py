@@ -103,12 +103,16 @@ def switching_protocols(head: Head) -> bytes:
     ).encode()
 
 
-async def refuse(stream: TlsStream, status: int, reason: str, message: str, **more: str) -> None:
-    """Answer with an error in JSON and end politely. The caller holds the deadline and closes the stream."""
-    body = json.dumps({"reason": reason, "message": message, **more}).encode()
+async def refuse(
+    stream: TlsStream, status: int, reason: str, message: str, *, retry_after: int | None = None
+) -> None:
+    """Answer with an error in JSON and end politely; `retry_after` is in seconds. The caller holds the deadline and
+    closes the stream."""
+    body = json.dumps({"reason": reason, "message": message}).encode()
+    wait = "" if retry_after is None else f"Retry-After: {retry_after}\r\n"
     head = (
         f"HTTP/1.1 {status} {_PHRASES.get(status, 'Refused')}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\nCache-Control: no-store\r\n\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\nCache-Control: no-store\r\n{wait}\r\n"
     )
     try:
         await stream.send_all(head.encode() + body)
@@ -124,6 +128,7 @@ _PHRASES = {
     404: "Not Found",
     409: "Conflict",
     426: "Upgrade Required",
+    429: "Too Many Requests",
     503: "Service Unavailable",
 }
 
@@ -185,4 +190,5 @@ def refusal(status: int, body: bytes) -> Refused:
     if not reason:
         reason = {401: "token_refused", 403: "token_refused", 409: "identity_held"}.get(status, "http_error")
         message = f"HTTP {status} from the server or something before it"
-    return Refused(reason, message, trust=status in (401, 403, 409))
+    # A server that has had enough of wrong tokens says 429 to the next one; what helps is a good token all the same.
+    return Refused(reason, message, trust=status in (401, 403, 409) or reason == "token_refused")

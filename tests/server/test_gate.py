@@ -124,12 +124,8 @@ class House:
 
     def is_quiet(self):
         """Nobody but the healthy client is there."""
-        admission = self.gate._strangers._admission
-        return (
-            len(self.gate.sessions) == 1
-            and (admission._crowd, admission._strangers) == (0, {})
-            and self.gate._handshakes.borrowed_tokens == 0
-        )
+        there = self.gate.stats()
+        return (len(self.gate.sessions), there["strangers"], there["handshakes"]) == (1, 0, 0)
 
 
 async def receive(control, kind):

@@ -62,8 +62,9 @@ class Server:
         return Snapshot("server", __version__, tuple(session.view() for session in self._gate.sessions))
 
     def stats(self) -> dict[str, Any]:
-        """The data channels of each client; it is the clients that keep pools of them."""
-        return {"connection_pool": {"clients": {s.client: s.relay.describe() for s in self._gate.sessions}}}
+        """The data channels of each client (it is the clients that keep pools of them), and what came to the gate."""
+        clients = {session.client: session.relay.describe() for session in self._gate.sessions}
+        return {"connection_pool": {"clients": clients}, "gate": self._gate.stats()}
 
     def is_ready(self) -> bool:
         """Whether a new client would be served."""

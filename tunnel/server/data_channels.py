@@ -34,8 +34,12 @@ async def take_data_channel(
     if len(session.relay.channels) >= MAX_CHANNELS:
         await stranger.refuse(stream, 503, "too_many_channels", f"at most {MAX_CHANNELS} data channels for a session")
         return
-    with trio.fail_after(limits.head_seconds):
-        await stream.send_all(switching_protocols(head))
+    try:
+        with trio.fail_after(limits.head_seconds):
+            await stream.send_all(switching_protocols(head))
+    except trio.TooSlowError:
+        stranger.is_late("slow_upgrade")
+        raise
     stream.push_back(head.rest)
     if session.ended.is_set() or len(session.relay.channels) >= MAX_CHANNELS:  # others came while it was answered
         return

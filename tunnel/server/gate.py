@@ -1,37 +1,46 @@
 """The one public port: TLS, the HTTP head, then a session (`/control`) or a data channel for one (`/data`).
 
 Each connection is a task of its own behind a wall; nothing a stranger sends is heard by anybody but this module before
-a token or ticket was good. Handshake and head have deadlines; the handshakes in flight have a cap, above which new
-connections wait in the kernel's backlog.
+a token or ticket was good. All that is waited for has a deadline: a balancer's header, the first byte, the handshake,
+the head.
+
+The handshakes in flight have a cap. Those above it wait here, not in the kernel's backlog: there, known clients would
+stand in line behind whoever connects and says nothing. For the same reason a place is taken by the first byte, not by
+being there, and held only for so long as an answer takes on most paths: who needs longer is waiting for the network.
 """
 
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import trio
 
 from tunnel.backoff import Policy
 from tunnel.config import Grant, ServerConfig
 from tunnel.errors import PeerLost, RemoteProtocolError
+from tunnel.limits import stranger_bound
 from tunnel.logs import log_fields
 from tunnel.rate_limited import RateLimited
 from tunnel.relay import Engine
-from tunnel.server.admission import source_of
+from tunnel.server.admission import MAX_IN_ALL, source_of
+from tunnel.server.balancers import Balancers
 from tunnel.server.data_channels import take_data_channel
 from tunnel.server.logins import Logins
 from tunnel.server.registry import Registry
 from tunnel.server.session import Session
 from tunnel.server.strangers import Stranger, Strangers
 from tunnel.snapshot import EventStream
-from tunnel.sockets import PASSING, SHORTAGES, tunnel_options
+from tunnel.sockets import ENDED, PASSING, SHORTAGES, peek, reset, tunnel_options
 from tunnel.tls import TlsStream
 from tunnel.upgrade import Head, read_head
 
 log = logging.getLogger(__name__)
 
 MAX_HANDSHAKES = 64  # in flight; each costs 1.4 ms of CPU here (measured, P-256)
+PLACE_SECONDS = 0.25  # at most, among those; then it goes on without a place
 SHORTAGE_SECONDS = 0.1  # accepting pauses so long when descriptors or memory run out
 
 
@@ -55,7 +64,8 @@ class Gate:
         self._logins = Logins(
             config, grants=grants, engine=engine, registry=registry, events=events, remember_port=remember_port
         )
-        self._strangers = Strangers()
+        self._strangers = Strangers(in_all=stranger_bound(MAX_IN_ALL))
+        self._balancers = Balancers(config.proxy_protocol_from, header_seconds=config.limits.head_seconds)
         self._handshakes = trio.CapacityLimiter(MAX_HANDSHAKES)
         self._told = RateLimited(log, trio.current_time, count=1, interval_seconds=60.0)
 
@@ -77,6 +87,10 @@ class Gate:
         """A new default for the rounds of bind retry that begin from now on."""
         self._logins.apply(bind_retry)
 
+    def stats(self) -> dict[str, Any]:
+        """How many are at the gate, and why connections came to nothing since the start."""
+        return {**self._strangers.stats(), "handshakes": self._handshakes.borrowed_tokens}
+
     async def serve(self, listener: socket.socket, connections: trio.Nursery) -> None:
         """Accept until cancelled; connections live in `connections`, which outlives the accepting.
 
@@ -86,8 +100,6 @@ class Gate:
             try:
                 while True:
                     await trio.lowlevel.wait_readable(listener)
-                    async with self._handshakes:  # a place for the next handshake; above the cap the backlog waits
-                        pass
                     await self._accept(listener, connections)
             finally:
                 trio.lowlevel.notify_closing(listener)
@@ -104,41 +116,59 @@ class Gate:
             elif exc.errno not in PASSING:
                 raise
             return
-        stranger = self._strangers.arrive(source_of(address[0]))
-        if stranger is None:
-            sock.close()
-            return
-        connections.start_soon(self._guarded, sock, stranger, name=f"connection from {address[0]}")
+        sock.setblocking(False)
+        name = f"connection from {address[0]}"
+        if address[0] in self._balancers:
+            connections.start_soon(self._introduced, sock, address[0], name=name)
+        elif stranger := self._strangers.arrive(source_of(address[0])):
+            connections.start_soon(self._guarded, sock, stranger, name=name)
+        else:
+            reset(sock)  # leaves nothing behind, as a FIN would
+
+    # One connection, in its own task
+
+    async def _introduced(self, sock: socket.socket, balancer: str) -> None:
+        """One from a balancer, which must say first for whom it is."""
+        try:
+            address = await self._balancers.hear(sock)
+        except ValueError as wrong:
+            self._strangers.count("proxy_header")
+            self._strangers.tell(logging.WARNING, "the PROXY header of %s %s", balancer, wrong)
+            _drop(sock)
+        except (OSError, trio.BrokenResourceError):
+            self._strangers.count("left")
+            _drop(sock)
+        except BaseException:
+            _drop(sock)
+            raise
+        else:
+            if stranger := self._strangers.arrive(source_of(address or balancer)):
+                await self._guarded(sock, stranger)
+            else:
+                _drop(sock)
 
     async def _guarded(self, sock: socket.socket, stranger: Stranger) -> None:
+        """The wall."""
         with log_fields(peer=stranger.source):
             try:
-                await self._handle(self._stream(sock), stranger)
+                with stranger.scope:
+                    await self._handle(sock, stranger)
             except* (trio.BrokenResourceError, trio.ClosedResourceError, PeerLost, OSError) as lost:
                 log.debug("connection lost: %s", lost.exceptions[0])
             except* (RemoteProtocolError, trio.TooSlowError) as bad:
                 word = str(bad.exceptions[0]) or "too slow"
                 stranger.tell(logging.INFO, "connection from %s refused: %s", word)
-            except* Exception:
-                log.exception("a connection's task failed")
+            except* Exception as failed:
+                self._told.log(logging.ERROR, "a connection's task failed", key="failed", exc_info=failed)
             finally:
                 stranger.leave()
 
-    def _stream(self, sock: socket.socket) -> TlsStream:
+    async def _handle(self, sock: socket.socket, stranger: Stranger) -> None:
+        stream = await self._shake_hands(sock, stranger)
+        if stream is None:
+            return
         try:
-            sock.setblocking(False)
-            tunnel_options(sock)
-            return TlsStream(sock, self._context(), server_side=True)
-        except BaseException:
-            sock.close()
-            raise
-
-    async def _handle(self, stream: TlsStream, stranger: Stranger) -> None:
-        try:
-            async with self._handshakes:
-                with trio.fail_after(self._limits.handshake_seconds):
-                    await stream.do_handshake()
-            with trio.fail_after(self._limits.head_seconds):
+            with _phase(stranger, self._limits.head_seconds, slow="slow_head"):
                 head = await read_head(stream)
         except RemoteProtocolError as exc:
             try:
@@ -154,6 +184,29 @@ class Gate:
         finally:
             stream.close()
 
+    async def _shake_hands(self, sock: socket.socket, stranger: Stranger) -> TlsStream | None:
+        """None if it left without a word. `sock` is the stream's, or closed."""
+        stream: TlsStream | None = None
+        try:
+            with _phase(stranger, self._limits.handshake_seconds, slow="slow_handshake"):
+                await trio.lowlevel.wait_readable(sock)
+                if peek(sock) == ENDED:
+                    stranger.is_gone("left")
+                    _drop(sock)
+                    return None
+                stranger.speak()
+                tunnel_options(sock)
+                stream = TlsStream(sock, self._context(), server_side=True)
+                async with self._handshakes:
+                    with trio.move_on_after(PLACE_SECONDS) as at_once:
+                        await stream.do_handshake()
+                if at_once.cancelled_caught:
+                    await stream.do_handshake()
+        except BaseException:
+            _drop(sock) if stream is None else stream.abort()
+            raise
+        return stream
+
     async def _route(self, stream: TlsStream, head: Head, stranger: Stranger) -> None:
         if head.path == "/control":
             await self._logins.serve(stream, head, stranger)
@@ -162,3 +215,26 @@ class Gate:
         else:
             word = "this is a trio-tunnel server; connect with `trio-tunnel connect`"
             await stranger.refuse(stream, 404, "not_found", word)
+
+
+@contextmanager
+def _phase(stranger: Stranger, seconds: float, *, slow: str) -> Iterator[None]:
+    """A deadline. What goes wrong before is counted, and on the stranger's account."""
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        reason = slow if stranger.has_spoken else "silent"
+        stranger.is_late(reason)
+        raise trio.TooSlowError(f"{reason.replace('_', ' ')}, cut after {seconds:g} s") from None
+    except ssl.SSLError as exc:
+        stranger.is_gone("left" if isinstance(exc, ssl.SSLEOFError) else "tls")
+        raise
+    except (OSError, trio.BrokenResourceError):
+        stranger.is_gone("left")
+        raise
+
+
+def _drop(sock: socket.socket) -> None:
+    trio.lowlevel.notify_closing(sock)
+    reset(sock)

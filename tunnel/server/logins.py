@@ -1,9 +1,10 @@
 """The half of the gate behind `/control`: whose token it is, whose the identity is then, and the session it starts."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from tunnel.backoff import Policy
 from tunnel.config import Grant, ServerConfig
@@ -20,6 +21,8 @@ from tunnel.tls import TlsStream
 from tunnel.upgrade import Head
 
 log = logging.getLogger(__name__)
+
+MAX_WAITING = 16  # logins of one client that wait for its holder's word or end; a good token is no licence to pile up
 
 
 class Logins:
@@ -43,6 +46,7 @@ class Logins:
         self._events = events
         self._remember_port = remember_port
         self._sessions: dict[Session, None] = {}
+        self._waiting: Counter[str] = Counter()  # of each client: logins that are being judged
 
     def apply(self, bind_retry: Policy) -> None:
         """A new default for the rounds of bind retry that begin from now on; no await: all sessions have it or none."""
@@ -59,9 +63,7 @@ class Logins:
         """Until the session that `head` asks for has ended, or it is answered why there is none. The caller closes."""
         grant = find_grant(self._grants(), head.bearer)
         if grant is None:
-            stranger.tell(logging.WARNING, "a wrong token from %s")
-            word = "the server does not know this token; make one there: trio-tunnel token new NAME"
-            await stranger.refuse(stream, 401, "token_refused", word)
+            await _refuse_token(stream, stranger)
             return
         instance, epoch = head.headers.get("trio-tunnel-instance", ""), head.headers.get("trio-tunnel-epoch", "")
         if not head.is_upgrade or head.rest or not INSTANCE.match(instance) or not EPOCH.match(epoch):
@@ -69,75 +71,124 @@ class Logins:
             await stranger.refuse(stream, 400, "bad_request", word)
             return
         stranger.login()
+        newcomer = _Newcomer(grant, instance, int(epoch), head.headers.get("trio-tunnel-session"))
         with log_fields(client=grant.name):
-            if "trio-tunnel-session" in head.headers:
-                await self._attach(stream, head, stranger, grant, instance, int(epoch))
+            refusal = await self._judge(newcomer)
+            if refusal is not None:
+                await stranger.refuse(stream, refusal.status, refusal.reason, refusal.message)
                 return
-            refusal = None if self.is_draining else await self._make_room(grant, instance, int(epoch))
-            if self.is_draining:  # or does so since
-                await stranger.refuse(stream, 503, "server_stopping", "the server is stopping; try again")
-            elif refusal is None:
-                await self._host(stream, head, grant, instance, int(epoch))
-            else:
-                await stranger.refuse(stream, 409, "identity_held", refusal)
+            # No await since it was judged: nobody can have taken the identity, or attached another channel.
+            with stranger.living():
+                stream.push_back(head.raw)
+                await (self._host(stream, newcomer) if newcomer.wanted is None else self._attach(stream, newcomer))
 
-    async def _host(self, stream: TlsStream, head: Head, grant: Grant, instance: str, epoch: int) -> None:
+    async def _judge(self, newcomer: "_Newcomer") -> "_Refusal | None":
+        """Why it cannot have its session; None if it can, now."""
+        name = newcomer.grant.name
+        if self._waiting[name] >= MAX_WAITING:
+            return _Refusal(503, "server_busy", f"{MAX_WAITING} logins of client '{name}' are waiting; try again")
+        self._waiting[name] += 1
+        try:
+            refusal = (
+                self._why_not_attached(newcomer) if newcomer.wanted is not None else await self._make_room(newcomer)
+            )
+        finally:
+            self._waiting[name] -= 1
+            if not self._waiting[name]:
+                del self._waiting[name]
+        if self.is_draining:  # or does so since
+            return _Refusal(503, "server_stopping", "the server is stopping; try again")
+        return refusal
+
+    async def _host(self, stream: TlsStream, newcomer: "_Newcomer") -> None:
+        grant = newcomer.grant
         with self._engine.attach(max_streams=grant.max_visitors) as relay:
             session = Session(
                 grant=grant, config=self._config, registry=self._registry, relay=relay,
                 events=self._events, remember_port=self._remember_port,
             )  # fmt: skip
-            # No await since the identity was found free: nobody can have taken it.
-            self._registry.enter(grant.name, session, instance=instance, epoch=epoch, since=session.since)
+            self._registry.enter(
+                grant.name, session, instance=newcomer.instance, epoch=newcomer.epoch, since=session.since
+            )
             self._sessions[session] = None
             self._events.publish("session.started", client=grant.name)
             log.info("client '%s' connected", grant.name)
             try:
-                stream.push_back(head.raw)
                 await session.run(stream)
             finally:
                 del self._sessions[session]
                 self._events.publish("session.ended", client=grant.name)
                 log.info("client '%s' disconnected", grant.name)
 
-    async def _attach(
-        self, stream: TlsStream, head: Head, stranger: Stranger, grant: Grant, instance: str, epoch: int
-    ) -> None:
+    async def _attach(self, stream: TlsStream, newcomer: "_Newcomer") -> None:
+        holder = self._registry.holder(newcomer.grant.name)
+        assert holder is not None
+        log.info("client '%s' changes its control channel", holder.client)
+        await holder.session.attach(stream)
+
+    def _why_not_attached(self, newcomer: "_Newcomer") -> "_Refusal | None":
         """A planned change of a living session's control channel, by the very process that has the session.
 
         Its id is compared like any word: who knows the token gains nothing by guessing it.
         """
-        wanted = head.headers["trio-tunnel-session"]
-        holder = self._registry.holder(grant.name)
+        name, wanted = newcomer.grant.name, newcomer.wanted or ""
+        holder = self._registry.holder(name)
         known = holder and (holder.instance, holder.epoch, holder.session.id)
-        if self.is_draining:
-            await stranger.refuse(stream, 503, "server_stopping", "the server is stopping; try again")
-        elif holder is None or known != (instance, epoch, wanted) or not holder.session.can_attach:
-            word = f"the session {wanted[:40]!r} of client '{grant.name}' has ended or is ending; make a new one"
-            await stranger.refuse(stream, 409, "session_gone", word)
-        elif holder.session.is_changing:
-            word = f"another control channel of client '{grant.name}' is being attached; one at a time"
-            await stranger.refuse(stream, 409, "attach_under_way", word)
-        else:  # no await since it was seen to be free
-            log.info("client '%s' changes its control channel", grant.name)
-            stream.push_back(head.raw)
-            await holder.session.attach(stream)
+        if holder is None or known != (newcomer.instance, newcomer.epoch, wanted) or not holder.session.can_attach:
+            word = f"the session {wanted[:40]!r} of client '{name}' has ended or is ending; make a new one"
+            return _Refusal(409, "session_gone", word)
+        if holder.session.is_changing:
+            word = f"another control channel of client '{name}' is being attached; one at a time"
+            return _Refusal(409, "attach_under_way", word)
+        return None
 
-    async def _make_room(self, grant: Grant, instance: str, epoch: int) -> str | None:
+    async def _make_room(self, newcomer: "_Newcomer") -> "_Refusal | None":
         """Settle whose the identity is (design §5). None: the newcomer's; otherwise why not.
 
         Asked again after every wait, for the holder may have changed.
         """
-        while True:
-            claim = self._registry.claim(grant.name, instance, epoch)
+        name = newcomer.grant.name
+        while not self.is_draining:
+            claim = self._registry.claim(name, newcomer.instance, newcomer.epoch)
             holder = claim.holder
             if holder is None:
                 return None
             if claim.verdict == "stale":
-                return f"client '{grant.name}' already has a newer session of this very process"
+                return _Refusal(
+                    409, "identity_held", f"client '{name}' already has a newer session of this very process"
+                )
             if claim.verdict == "contest" and await holder.session.answers():
-                word = f"client '{grant.name}' is connected from another process since {holder.since}"
-                return f"{word}; stop that one, or use another token here"
+                word = f"client '{name}' is connected from another process since {holder.since}"
+                return _Refusal(409, "identity_held", f"{word}; stop that one, or use another token here")
             if not holder.session.ended.is_set():
-                holder.session.close(Farewell.REPLACED, f"a newer session of client '{grant.name}' took over")
+                holder.session.close(Farewell.REPLACED, f"a newer session of client '{name}' took over")
                 await holder.session.ended.wait()
+        return None
+
+
+@frozen
+class _Newcomer:
+    """Who shows a good token: a process (`instance`) in its `epoch`, and the living session it wants to attach to."""
+
+    grant: Grant
+    instance: str
+    epoch: int
+    wanted: str | None
+
+
+@frozen
+class _Refusal:
+    status: int
+    reason: str
+    message: str
+
+
+async def _refuse_token(stream: TlsStream, stranger: Stranger) -> None:
+    stranger.tell(logging.WARNING, "a wrong token from %s")
+    word = "the server does not know this token; make one there: trio-tunnel token new NAME"
+    wait = stranger.fail()
+    if wait:
+        word = f"{word}; and {wait} s are to be waited after so many wrong ones from {stranger.source}"
+        await stranger.refuse(stream, 429, "token_refused", word, retry_after=wait)
+    else:
+        await stranger.refuse(stream, 401, "token_refused", word)
