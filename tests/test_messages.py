@@ -114,6 +114,7 @@ WRONG: list[tuple[str, str, list[Any]]] = [
     ("TargetHealth", "retry_after_seconds", [True, "5", 5.0, 10**400]),
     ("Welcome", "heartbeat_seconds", [True, "10", None, [10], math.nan, math.inf, 10**400]),
     ("Welcome", "tickets", ["t", None, {}, [1], [None], [["t"]], {"0": "t"}, 5, ["x" * (MAX_TEXT + 1)]]),
+    ("Hello", "features", ["silence", None, {}, [1], [None], ["x" * (MAX_TEXT + 1)]]),
     ("Welcome", "features", ["attach", None, {}, [1], [None], ["x" * (MAX_TEXT + 1)]]),
     ("Goodbye", "reason", ["STOPPING", "no_such", "", 1, True, None, ["stopping"], {}]),
     ("ProxyStatusUpdate", "status", ["HEALTHY", "healthy ", "", 0, None, "addr_in_use"]),

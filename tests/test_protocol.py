@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tunnel.errors import RemoteProtocolError
 from tunnel.messages import (
     MAX_PROXIES,
+    ChannelsSilent,
     ControlMoved,
     Farewell,
     Goodbye,
@@ -50,6 +51,7 @@ EXAMPLES: dict[type, Message] = {
     Tickets: Tickets(("t",)),
     Heartbeat: Heartbeat(1),
     HeartbeatReply: HeartbeatReply(1),
+    ChannelsSilent: ChannelsSilent(),
     ControlMoved: ControlMoved(),
     Goodbye: Goodbye(Farewell.STOPPING),
 }
@@ -61,7 +63,7 @@ MAY: dict[str, tuple[set[type], set[type]]] = {
     ),
     "client": (
         {Welcome, Goodbye},
-        {ProxyStatusUpdate, Tickets, Heartbeat, HeartbeatReply, ControlMoved, Goodbye},
+        {ProxyStatusUpdate, Tickets, ChannelsSilent, Heartbeat, HeartbeatReply, ControlMoved, Goodbye},
     ),
 }
 TABLES = {"server": HEARD_BY_SERVER, "client": HEARD_BY_CLIENT}

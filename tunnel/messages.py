@@ -9,6 +9,7 @@
       │ ◀──────────── ProxyStatusUpdate(seq, …) each change; a snapshot of all after a reconnect
       │ TicketRequest(count) ─▶ ◀─ Tickets(tickets)  │   one ticket opens one data channel, once, within 10 s
       │ TargetHealth, RetryProxy ──────────────────▶ │
+      │ ◀───────────────────────────── ChannelsSilent │   visitors come, and no data channel answers
       │ ControlMoved ──▶ ◀── ControlMoved            │   each side's last word on this connection: it goes on on
       │                                              │   another one, which control_line.py draws
       │ ◀── Heartbeat / HeartbeatReply, both ways ──▶ │
@@ -17,8 +18,8 @@
 Unknown keys are ignored (a newer peer may say more); unknown types, wrong types and anything over a bound are
 `RemoteProtocolError`.
 
-version 1: as drawn. What came later than the first server is used only where the Welcome's `features` names it:
-``attach`` (ControlMoved).
+version 1: as drawn. What came later is used only where the other side's `features` name it: ``attach`` (ControlMoved) in
+the Welcome, ``silence`` (ChannelsSilent) in the Hello.
 """
 
 import json
@@ -33,7 +34,8 @@ from cattrs.gen import make_dict_structure_fn
 from tunnel.errors import RemoteProtocolError
 
 PROTOCOL_VERSION = 1
-ATTACH = "attach"  # a feature: another control channel can be attached to a living session
+ATTACH = "attach"  # a server's feature: another control channel can be attached to a living session
+SILENCE = "silence"  # a client's feature: it wants to hear when its data channels do not answer
 MAX_MESSAGE_BYTES = 1024 * 1024  # design limit; 1,000 proxies of the longest names fit in a third of it
 MAX_PROXIES = 1000  # of one client
 MAX_TEXT = 1024  # characters of any one string field that a peer sends
@@ -111,6 +113,7 @@ class Hello:
 
     version: int
     software: str = ""
+    features: tuple[str, ...] = ()  # what this client understands beyond the first of its version
 
 
 @frozen
@@ -172,6 +175,11 @@ class Tickets:
 
 
 @frozen
+class ChannelsSilent:
+    """Visitors were put on every data channel, and nothing comes back on any."""
+
+
+@frozen
 class Heartbeat:
     seq: int
 
@@ -194,7 +202,7 @@ class Goodbye:
 
 Message = Union[  # noqa: UP007  get_args() below wants the typing form on every version
     Hello, Welcome, ProxySet, ProxyStatusUpdate, TargetHealth, RetryProxy,
-    TicketRequest, Tickets, Heartbeat, HeartbeatReply, ControlMoved, Goodbye,
+    TicketRequest, Tickets, ChannelsSilent, Heartbeat, HeartbeatReply, ControlMoved, Goodbye,
 ]  # fmt: skip
 _BY_TYPE: dict[str, type[Any]] = {cls.__name__: cls for cls in get_args(Message)}
 

@@ -13,6 +13,7 @@ from tunnel.addresses import check_name
 from tunnel.errors import RemoteProtocolError
 from tunnel.messages import (
     MAX_PROXIES,
+    ChannelsSilent,
     ControlMoved,
     Goodbye,
     Heartbeat,
@@ -47,7 +48,7 @@ HEARD_BY_SERVER: dict[Phase, tuple[type, ...]] = {
 }
 HEARD_BY_CLIENT: dict[Phase, tuple[type, ...]] = {
     Phase.GREETING: (Welcome, Goodbye),
-    Phase.READY: (ProxyStatusUpdate, Tickets, *_BOTH),
+    Phase.READY: (ProxyStatusUpdate, Tickets, ChannelsSilent, *_BOTH),
     Phase.ENDED: (),
 }
 

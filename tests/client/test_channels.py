@@ -58,6 +58,7 @@ class Channel:
     is_proven: bool = False
     is_retiring: bool = False
     alive: bool = True
+    round_trip: float = 0.1
     closed_at: float | None = None  # by us
     echoes: int = 0
 
@@ -558,6 +559,53 @@ async def test_where_that_opening_fails_too_it_is_tried_every_five_seconds(
         await trio.sleep(60)
     assert world.dialled[0][0] == 10
     assert 12 <= len(world.dialled) < 60
+
+
+@pytest.mark.parametrize("age", [1.0, 10.0])
+@pytest.mark.parametrize(("round_trip", "seconds"), [(0.1, 0.5), (0.4, 1.2)])
+async def test_where_the_server_hears_nothing_what_does_not_answer_is_replaced_at_once(
+    age: float, round_trip: float, seconds: float, world: World, autojump_clock: MockClock
+) -> None:
+    """B18. No stream is cut: the silent channels are retired, and end by their own deadlines."""
+    async with world.running(A) as relay:
+        await trio.sleep(age)
+        silent = list(relay.channels)
+        for channel in silent:
+            channel.round_trip = round_trip
+        world.echoes[A.ip] = HANGS
+        world.channels.doubt()
+        world.channels.doubt()
+        await trio.sleep(seconds - 0.01)
+        assert relay.retired == []
+        world.echoes[A.ip] = 0.0
+        await trio.sleep(0.02)
+        assert [at for at, _ in relay.retired] == pytest.approx([age + seconds] * 2)
+        assert all(channel.is_retiring for channel in silent)
+        assert relay.serving == [A.ip] * 2
+        assert not any(channel.closed_at for channel in silent)
+
+
+async def test_channels_that_answer_a_doubting_server_stay(world: World, autojump_clock: MockClock) -> None:
+    async with world.running(A, B) as relay:
+        await trio.sleep(10)
+        before = list(relay.channels)
+        world.echoes[A.ip] = world.echoes[B.ip] = 0.4
+        world.channels.doubt()
+        await trio.sleep(60)
+        assert (relay.channels, relay.retired) == (before, [])
+
+
+async def test_a_server_that_doubts_all_the_time_is_answered_once_a_second(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """B41"""
+    async with world.running(A) as relay:
+        await trio.sleep(10)
+        before = sum(channel.echoes for channel in relay.channels)
+        for _ in range(1000):
+            world.channels.doubt()
+            await trio.sleep(0.01)
+        assert sum(channel.echoes for channel in relay.channels) - before <= 2 * 12
 
 
 async def test_a_bug_in_the_pool_costs_its_channels_and_not_the_client(

@@ -213,6 +213,27 @@ async def test_a_word_from_before_the_newest_stream_proves_nothing_for_that_one(
         peer.close()
 
 
+async def test_when_no_channel_answers_any_more_the_session_is_told(poller):
+    """B18: it alone can ask the client for others."""
+    async with open_rig(poller, channels=0, keeps_time=False) as rig:
+        clock, told = Clock(rig.server_engine), []
+        first, one, _ = await silent_channel(rig)
+        second, two, _ = await silent_channel(rig)
+        rig.server.on_silent = lambda: told.append((first.is_suspect, second.is_suspect))
+        async with await rig.visit():
+            await until(lambda: first.in_doubt or second.in_doubt)
+            for _ in range(2):
+                clock.pass_seconds(0.251)
+            assert told == []
+            async with await rig.visit():
+                await until(lambda: first.in_doubt or second.in_doubt)
+                for _ in range(2):
+                    clock.pass_seconds(0.251)
+                assert told == [(True, True)]
+        one.close()
+        two.close()
+
+
 async def test_suspect_channels_are_used_when_there_are_no_others(poller):
     async with open_rig(poller, channels=0, keeps_time=False) as rig:
         channel, peer, reader = await silent_channel(rig)

@@ -10,6 +10,7 @@ import trio
 from tunnel.client.dialer import Dialer
 from tunnel.client.resolver import ServerAddress
 from tunnel.config import PoolConfig
+from tunnel.errors import PeerLost
 from tunnel.faults import Phase
 from tunnel.pool import Place, Pool, Unavailable, Use
 from tunnel.pool.figures import Figures
@@ -25,6 +26,8 @@ STREAMS_PER_CHANNEL = 256  # with more, another is opened while there may be one
 RETIRE_SECONDS = 120.0  # for the streams of a retired channel to move to others; then they are cut
 URGENT_SECONDS = 5.0  # between openings that no quarantine holds up; what ends sooner is no accident
 ARRIVALS_SECONDS = 1.0  # between looks at how many visitors came
+ANSWER_SECONDS = 0.5  # a channel's time to answer when the server, which has waited as long, hears nothing on any
+ANSWER_ROUND_TRIPS = 3  # or so many, on a long path
 
 
 class Tickets:
@@ -106,6 +109,8 @@ class Channels:
         self._control_at = control_at  # where the control channel goes: an address that is well
         self._addresses: tuple[ServerAddress, ...] = ()
         self._bereft = trio.Event()  # no channel is left
+        self._doubted = trio.Event()  # the server hears nothing
+        self._opened: set[DataChannel] = set()  # until they end
         self._tasks: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -115,6 +120,7 @@ class Channels:
                 self._tasks.start_soon(self._run_pool, name="data channels")
                 self._tasks.start_soon(self._count_arrivals, name="arrivals")
                 self._tasks.start_soon(self._keep_one, name="the last data channel")
+                self._tasks.start_soon(self._replace_silent, name="silent data channels")
         finally:
             self._tasks = None
 
@@ -151,9 +157,12 @@ class Channels:
             with suppress(trio.ClosedResourceError):
                 stream.close()
             raise
+        if not opened.ended.is_set():
+            self._opened.add(opened)
         return opened
 
     def _lost(self, one: DataChannel, why: str) -> None:
+        self._opened.discard(one)
         self.pool.lost(one, why)
         if not self._relay.channels:
             self._bereft.set()
@@ -168,6 +177,30 @@ class Channels:
             await trio.sleep(URGENT_SECONDS)
             if self._relay.channels:
                 self._bereft = trio.Event()
+
+    def doubt(self) -> None:
+        """The server has put visitors on all channels, and hears nothing. Where it is right, there will be others."""
+        self._doubted.set()
+
+    async def _replace_silent(self) -> None:
+        """No stream is cut for it: a channel that answers after all gives its own away to the others."""
+        while True:
+            await self._doubted.wait()
+            async with trio.open_nursery() as asking:
+                for one in self._opened:  # nothing is started before the loop is over
+                    if not one.channel.is_retiring:
+                        asking.start_soon(self._replace_if_silent, one)
+            await trio.sleep(ARRIVALS_SECONDS)
+            self._doubted = trio.Event()
+
+    async def _replace_if_silent(self, one: DataChannel) -> None:
+        seconds = max(ANSWER_SECONDS, ANSWER_ROUND_TRIPS * one.channel.round_trip)
+        with trio.move_on_after(seconds) as waiting, suppress(PeerLost):
+            await _validate(one)
+        if waiting.cancelled_caught:
+            log.warning("a data channel does not answer within %.1f s; it is replaced", seconds)
+            self.pool.lost(one, "no answer")
+            self._bereft.set()  # it may be the last one that the server could use
 
     def _retire(self, one: DataChannel) -> None:
         if one.channel.is_proven and self._tasks is not None:

@@ -26,6 +26,8 @@ from tunnel.heartbeat import keep_beating
 from tunnel.messages import (
     ATTACH,
     PROTOCOL_VERSION,
+    SILENCE,
+    ChannelsSilent,
     ControlMoved,
     Farewell,
     Goodbye,
@@ -131,7 +133,7 @@ class ClientSession:
 
     async def _serve(self, address: ServerAddress) -> Goodbye:
         with trio.move_on_after(WELCOME_SECONDS) as waiting:
-            await self._line.send(Hello(PROTOCOL_VERSION, __version__))
+            await self._line.send(Hello(PROTOCOL_VERSION, __version__, (SILENCE,)))
             welcome = await self._receive()
         if waiting.cancelled_caught:
             raise PeerLost("the server did not answer the greeting", answered=True)
@@ -240,6 +242,9 @@ class ClientSession:
                 case TicketsMessage(tickets):
                     if self._tickets is not None:
                         self._tickets.add(tickets)
+                case ChannelsSilent():
+                    if self.channels is not None:
+                        self.channels.doubt()
                 case ControlMoved():
                     await self._line.follow()
                 case Goodbye(Farewell.DRAINING) as goodbye:

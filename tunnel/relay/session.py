@@ -55,6 +55,7 @@ class RelaySession:
         self.max_streams = max_streams
         self.pace: Pace | None = None  # of new visitors
         self.moving = Moving(self)
+        self.on_silent: Callable[[], None] = lambda: None  # no channel answers, and there are streams on them
         self.opened_total = 0  # streams that the server has opened; a client's figure
         self._route = route
         self._next_sid = 1
@@ -160,6 +161,8 @@ class RelaySession:
         for other in self.channels:
             if other.place == channel.place and not other.is_suspect:
                 other.pulse.doubt()
+        if all(other.is_suspect or other.is_released for other in self.channels):
+            self.on_silent()
 
     def _pick(self) -> Channel | None:
         """The first good channel that is not held up: sharing one makes bigger batches than spreading. Of the first

@@ -21,6 +21,8 @@ from tunnel.heartbeat import keep_beating
 from tunnel.messages import (
     ATTACH,
     PROTOCOL_VERSION,
+    SILENCE,
+    ChannelsSilent,
     ControlMoved,
     Farewell,
     Goodbye,
@@ -197,6 +199,8 @@ class Session:
         beat = self._config.limits.heartbeat_seconds
         with trio.fail_after(WRITE_SECONDS):
             await self._line.send(Welcome(self.id, self.client, tickets, beat, __version__, (ATTACH,)))
+        if SILENCE in hello.features:
+            self.relay.on_silent = self._tell_silence
 
     # Hearing
 
@@ -310,6 +314,12 @@ class Session:
             raise PeerLost(f"client '{self.client}' does not read its control channel")
         self._replies.append(message)
         self._nudge()
+
+    def _tell_silence(self) -> None:
+        """The client alone can open other data channels. Called by the relay: what is wrong here ends nothing there."""
+        if not any(isinstance(message, ChannelsSilent) for message in self._replies) and len(self._replies) < MAX_REPLIES:
+            self._replies.append(ChannelsSilent())
+            self._nudge()
 
     def _nudge(self) -> None:
         self._wake.set()
