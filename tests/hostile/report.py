@@ -31,8 +31,8 @@ def violations(found: Found) -> list[str]:
     if found.peak_mib - before.resident_mib > MAX_PEAK_MIB:
         wrong.append(f"memory: {before.resident_mib:.0f} MiB before, {found.peak_mib:.0f} at its peak")
     allowed = LINES_PER_MINUTE * (1 + found.seconds / 60)
-    if found.lines > allowed:
-        wrong.append(f"log: {found.lines} lines in {found.seconds:.0f} s, more than {allowed:.0f}")
+    if found.strangers_lines > allowed:
+        wrong.append(f"log: {found.strangers_lines} lines of strangers in {found.seconds:.0f} s, over {allowed:.0f}")
     if max(found.knocks, default=0) > MAX_KNOCKS:
         wrong.append(f"a newcomer had to knock {max(found.knocks)} times")
     return wrong
@@ -49,7 +49,8 @@ def render(found: Found) -> str:
         table(("server", "before", "peak", "after"), _weights(found)),
         "",
         f"client: {found.client_mib[0]:.1f} MiB before, {found.client_mib[1]:.1f} after",
-        f"log lines the server wrote: {found.lines}",
+        f"log lines the server wrote: {found.strangers_lines} of strangers, {found.clients_lines} of token holders;",
+        *(f"  {many} × {words}" for words, many in found.wordiest),
         f"newcomers' knocks until they were in: {_knocks(found.knocks)}",
         f"ends: {', '.join(f'{count} {end}' for end, count in sorted(found.ends.items(), key=lambda item: -item[1]))}",
         "",

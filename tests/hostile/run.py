@@ -1,9 +1,11 @@
 """One run: the healthy alone, then beside the attack, then what is left when it is over."""
 
 import json
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -42,7 +44,9 @@ class Found:
     peak_mib: float
     peak_descriptors: int
     client_mib: tuple[float, float]
-    lines: int  # logged by the server during the attack
+    strangers_lines: int  # logged by the server during the attack, of those without a token
+    clients_lines: int  # and of those with one
+    wordiest: list[tuple[str, int]]  # which lines, with * for what differs
     made: dict[str, int]
     ends: dict[str, int]
     held: dict[str, float]
@@ -65,6 +69,8 @@ def run(house: House, options: Options) -> Found:
         with Watch(house.server) as watch, healthy(house, lasting, newcomer) as beside:
             tally = attack(house, options)
         after = settled(house, before)
+        lines = house.server.err[logged:]
+        clients = [line for line in lines if re.search(r" client=(guest|mallory)", line)]
         ended = [process.name for process in (house.server, house.client) if process.popen.poll() is not None]
         return Found(
             alone=tuple(caller.figures for caller in alone),
@@ -75,12 +81,20 @@ def run(house: House, options: Options) -> Found:
             peak_mib=watch.peak_mib,
             peak_descriptors=watch.peak_descriptors,
             client_mib=(client_before.resident_mib, weigh(house.client).resident_mib),
-            lines=len(house.server.err) - logged,
+            strangers_lines=len(lines) - len(clients),
+            clients_lines=len(clients),
+            wordiest=Counter(map(_gist, lines)).most_common(6),
             ended=ended,
             **tally,
         )
     finally:
         lasting.close()
+
+
+def _gist(line: str) -> str:
+    """A log line without its time, its fields, and what differs from one to the next."""
+    words = line.split(maxsplit=1)[-1]
+    return re.sub(r"'[^']*'|[0-9a-f.:]*\d[0-9a-f.:]*", "*", re.sub(r" \w+=.*", "", words))[:70]
 
 
 @contextmanager
