@@ -69,9 +69,13 @@ def _v1_source(header: bytes) -> str | None:
 
 def _literal(word: bytes, *, is_ip4: bool) -> str:
     text = word.decode("ascii", "replace")
-    if "%" in text:  # of this host's interfaces, of which nobody else knows
+    try:
+        address = ipaddress.IPv4Address(text) if is_ip4 else ipaddress.IPv6Address(text)
+    except ValueError:
+        raise ValueError("names no address") from None
+    if "%" in text:  # an interface of the balancer's
         raise ValueError("names no address")
-    return str(ipaddress.IPv4Address(text) if is_ip4 else ipaddress.IPv6Address(text))
+    return str(address)
 
 
 def _v2_source(header: bytes) -> str | None:
