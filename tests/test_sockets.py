@@ -1,4 +1,4 @@
-"""Dialling: what is told of a dial that failed."""
+"""Dialling: what is told of a dial that failed; and what a tunnel asks of the kernel."""
 
 import errno
 import socket
@@ -10,7 +10,7 @@ import trio
 from tunnel.addresses import HostPort
 from tunnel.errors import PeerLost
 from tunnel.faults import Phase, classify
-from tunnel.sockets import dial_tcp
+from tunnel.sockets import TCP_RTO_MAX_MS, dial_tcp, tunnel_options
 
 
 class NoNames(trio.abc.HostnameResolver):
@@ -51,3 +51,17 @@ async def test_a_name_that_cannot_be_spelled_is_unknown() -> None:
     with pytest.raises(PeerLost) as caught:
         await dial_tcp(HostPort("x" * 64 + ".example", 80))
     assert classify(caught.value, Phase.DIAL).kind == "unknown_name"
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_tunnels_connection_is_given_up_after_30_seconds_and_tried_again_every_three(
+    family: socket.AddressFamily,
+) -> None:
+    with socket.socket(family) as sock:
+        try:
+            sock.getsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS)
+        except OSError:
+            pytest.skip("no such option here: Linux has it since 6.15")
+        tunnel_options(sock)
+        assert sock.getsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS) == 3000
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000

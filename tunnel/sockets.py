@@ -17,6 +17,7 @@ from tunnel.errors import PeerLost
 UNSPELLABLE = "no name can be spelled like that"
 BACKLOG = 4096  # the kernel cuts it to somaxconn; a burst of visitors waits there, not in our memory
 DEAD_PEER_MS = 30_000  # TCP_USER_TIMEOUT: unacknowledged this long, the connection ends (design §5)
+RETRANSMIT_MS = 3_000  # between attempts at most: a path cut for 20 s is used again 3 s after it healed, not 20
 UNSENT_BYTES = 256 * 1024  # one batch
 INHERITED = sys.platform == "linux"  # accepted sockets have the listener's options: two system calls less for each
 # accept(2) waits for descriptors or memory: the same listener works again later.
@@ -24,6 +25,7 @@ SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # What it passes on from a connection that failed before it was accepted: the next one may be fine.
 PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
            errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ETIMEDOUT, errno.EINTR}  # fmt: skip
+TCP_RTO_MAX_MS = 44  # Linux 6.15; Python has no name for it
 _NODELAY_OPTION = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -76,6 +78,9 @@ def tunnel_options(sock: socket.socket) -> None:
         if hasattr(socket, name):  # not every platform has all four
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if sys.platform == "linux":
+        with suppress(OSError):  # an older kernel: the intervals double as long as the cut lasts
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, RETRANSMIT_MS)
 
 
 LINGER_RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"  # struct linger {on, 0 s}: close() sends RST

@@ -386,6 +386,12 @@ class Stage:
         finally:
             connection.close()
 
+    def watch(self, name: str, argv: Sequence[object]) -> Process:
+        """Start any other program."""
+        process = Process(self, name, [str(word) for word in argv], env=self._env(None))
+        self.processes.append(process)
+        return process
+
     def shell(self, line: str, *, kind: type[Any] = Process) -> Any:
         """Start a line in a POSIX shell that finds `trio-tunnel` in its PATH."""
         folder = self.path("bin")
