@@ -14,7 +14,7 @@ import trio
 from tunnel import log_lines, logs
 from tunnel.log_lines import escape, redact
 from tunnel.logs import log_fields
-from tunnel.rate_limited import RateLimited
+from tunnel.rate_limited import Quota, RateLimited
 
 log = logging.getLogger("tunnel.test")
 TOKEN = "tt_" + "aB3-_x9Z" * 5 + "abc"
@@ -187,6 +187,50 @@ def test_what_changes_after_the_call_does_not_change_the_record():
         ports.append(8002)
 
     assert line_of(act).endswith("holding [8001] ports=[8001]")
+
+
+# One client's share
+
+
+def test_a_client_cannot_flood_the_log_and_what_it_caused_is_counted(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logs, "CLIENT_BURST", 3)
+
+    def act():
+        with log_fields(client="loud"):
+            for number in range(10):
+                log.error("flood %d", number)
+            log.debug("asked for, so shown")
+        with log_fields(client="quiet"):
+            log.info("still heard")
+        log.info("the server's own")
+        now[0] += 0.21  # one record's worth
+        with log_fields(client="loud"):
+            log.info("again")
+            log.info("too soon")
+
+    words = [line.split(" ", 2)[2] for line in lines_of(act, verbosity=1)]
+    assert words == [
+        *(f"flood {number} client=loud" for number in range(3)),
+        "asked for, so shown client=loud",
+        "still heard client=quiet",
+        "the server's own",
+        "log records of this client were left out: it causes more than anybody reads client=loud left_out=7",
+        "again client=loud",
+    ]
+
+
+def test_a_share_of_the_log_fills_again_to_its_bound_and_no_higher():
+    quota = Quota(burst=2, per_second=0.5)
+    passed = [quota.spend("a", now) for now in (0.0, 0.0, 0.0, 1.9, 2.0, 100.0, 100.0, 100.0)]
+    assert passed == [0, 0, None, None, 2, 0, 0, None]
+
+
+def test_who_was_silent_longest_is_forgotten_when_there_are_too_many():
+    quota = Quota(burst=1, per_second=0.0, max_parties=2)
+    assert [quota.spend(party, 0.0) for party in "abbaca"] == [0, 0, None, None, 0, None]
+    assert [quota.spend(party, 0.0) for party in "b"] == [0]
 
 
 # Mistakes of callers

@@ -23,11 +23,14 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Literal, Protocol
 
-from tunnel.log_lines import Line, TextLine, json_line, take
+from tunnel.log_lines import Line, TextLine, Value, json_line, take
+from tunnel.rate_limited import Quota
 
 MAX_QUEUED = 10_000  # records: minutes of trouble, 6 MiB of what we log; 40 MiB where peers fill every text they can
 BATCH = 100  # lines joined for one write: each write gives up the interpreter lock, which the event loop wants
 FLUSH_SECONDS = 1.0  # at exit; who reads at all has read by then
+# Of one client, whatever it does: three times a thousand proxies at once, and then as much as anybody can read.
+CLIENT_BURST, CLIENT_PER_SECOND = 3000, 5.0
 DROP_REPORT_SECONDS = 1.0  # at most one line a second about dropped records, however long the trouble lasts
 
 Format = Literal["text", "json"]
@@ -87,10 +90,13 @@ class _Handler(logging.Handler):
         super().__init__()
         self.lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()  # its put() takes no lock that can be held
         self.dropped = 0  # only grows; changed under logging's lock of this handler
+        self._quota = Quota(CLIENT_BURST, CLIENT_PER_SECOND)
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.lines.qsize() >= MAX_QUEUED:
             self.dropped += 1
+            return
+        if not self._within_quota(record):
             return
         try:
             line = take(record, _fields.get())
@@ -98,6 +104,18 @@ class _Handler(logging.Handler):
             message = f"log record of {record.pathname}:{record.lineno} cannot be formatted: {type(exc).__name__}"
             line = Line(record.created, record.levelname, record.name, message, (), {}, "")
         self.lines.put(line)
+
+    def _within_quota(self, record: logging.LogRecord) -> bool:
+        """A client's doings may fill no disk. What was left out is told before the next record of the same client."""
+        client = _fields.get().get("client")
+        if client is None or record.levelno <= logging.DEBUG:  # who asks for debug records wants them all
+            return True
+        left_out = self._quota.spend(str(client), time.monotonic())
+        if left_out:
+            message = "log records of this client were left out: it causes more than anybody reads"
+            told: dict[str, Value] = {"client": str(client), "left_out": left_out}
+            self.lines.put(Line(record.created, "WARNING", __name__, message, (), told, ""))
+        return left_out is not None
 
 
 # In the writer: lines reach the descriptor, or are counted.

@@ -1,4 +1,4 @@
-"""A logger that a flood of similar records cannot flood."""
+"""What a flood of records cannot flood: a logger, by the kind of record; and a log, by whose doing the records are."""
 
 import logging
 import math
@@ -64,3 +64,38 @@ class _Window:
     passed: int = 0
     suppressed: int = 0
     level: int = 0
+
+
+@define(eq=False)
+class Quota:
+    """A share of the log for each of many parties: `burst` records at once, then `per_second`. Pure.
+
+    Past `max_parties` who was silent longest is forgotten, and begins with a full share.
+    """
+
+    burst: int
+    per_second: float
+    max_parties: int = 1000
+    _shares: "OrderedDict[str, _Share]" = field(factory=OrderedDict, init=False)  # who was heard last comes last
+
+    def spend(self, party: str, now: float) -> int | None:
+        """Whether a record of this party may pass: how many did not since the last that did; None: this one neither."""
+        share = self._shares.setdefault(party, _Share(self.burst, now))
+        self._shares.move_to_end(party)
+        if len(self._shares) > self.max_parties:
+            self._shares.popitem(last=False)
+        share.left = min(share.left + (now - share.at) * self.per_second, self.burst)
+        share.at = now
+        if share.left < 1:
+            share.refused += 1
+            return None
+        share.left -= 1
+        refused, share.refused = share.refused, 0
+        return refused
+
+
+@define
+class _Share:
+    left: float
+    at: float
+    refused: int = 0
