@@ -15,6 +15,7 @@ from tunnel.relay import Engine
 from tunnel.server.registry import Registry
 from tunnel.server.session import Session
 from tunnel.server.strangers import Stranger
+from tunnel.server.takeover import Ask, Step, take_over
 from tunnel.snapshot import EventStream
 from tunnel.state import find_grant
 from tunnel.tls import TlsStream
@@ -143,27 +144,26 @@ class Logins:
         return None
 
     async def _make_room(self, newcomer: "_Newcomer") -> "_Refusal | None":
-        """Settle whose the identity is (design §5). None: the newcomer's; otherwise why not.
-
-        Asked again after every wait, for the holder may have changed.
-        """
+        """Settle whose the identity is. None: the newcomer's, or the server drains; otherwise why not."""
         name = newcomer.grant.name
+        steps = take_over(self._registry, name, newcomer.instance, newcomer.epoch)
+        answer: bool | None = None  # a generator begins with it
         while not self.is_draining:
-            claim = self._registry.claim(name, newcomer.instance, newcomer.epoch)
-            holder = claim.holder
-            if holder is None:
-                return None
-            if claim.verdict == "stale":
-                return _Refusal(
-                    409, "identity_held", f"client '{name}' already has a newer session of this very process"
-                )
-            if claim.verdict == "contest" and await holder.session.answers():
-                word = f"client '{name}' is connected from another process since {holder.since}"
-                return _Refusal(409, "identity_held", f"{word}; stop that one, or use another token here")
-            if not holder.session.ended.is_set():
-                holder.session.close(Farewell.REPLACED, f"a newer session of client '{name}' took over")
-                await holder.session.ended.wait()
+            try:
+                step = steps.send(answer)
+            except StopIteration as end:
+                return None if end.value is None else _Refusal(409, "identity_held", end.value)
+            answer = await self._take(step)
         return None
+
+    async def _take(self, step: Step[Session]) -> bool:
+        session = step.holder.session
+        if isinstance(step, Ask):
+            return await session.answers()
+        if not session.ended.is_set():
+            session.close(Farewell.REPLACED, f"a newer session of client '{session.client}' took over")
+            await session.ended.wait()
+        return False
 
 
 @frozen

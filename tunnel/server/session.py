@@ -316,10 +316,9 @@ class Session:
         self._nudge()
 
     def _tell_silence(self) -> None:
-        """The client alone can open other data channels. Called by the relay: what is wrong here ends nothing there."""
-        if not any(isinstance(message, ChannelsSilent) for message in self._replies) and len(self._replies) < MAX_REPLIES:
-            self._replies.append(ChannelsSilent())
-            self._nudge()
+        """The client alone can open other data channels. Called by the relay, which is not to hear of a full queue."""
+        if ChannelsSilent() not in self._replies and len(self._replies) < MAX_REPLIES:
+            self._reply(ChannelsSilent())
 
     def _nudge(self) -> None:
         self._wake.set()
