@@ -47,6 +47,7 @@ CLIENT = f'[[clients]]\nname = "home"\ntoken_sha256 = "{DIGEST}"\n'
 def folder(tmp_path: Path) -> Path:
     for name in ("cert.pem", "key.pem", "ca.pem"):
         (tmp_path / name).write_text("PEM")
+    (tmp_path / "key.pem").chmod(0o600)
     return write_token(tmp_path, TOKEN + "\n").parent
 
 

@@ -11,6 +11,7 @@ from tunnel.addresses import DEFAULT_PORT, HostPort, PortRange, Target
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 
 DEFAULT_ADMIN = HostPort("127.0.0.1", 8480)
+TLS_VERSIONS = ("1.3", "1.2")  # the least that is spoken; the first is the default
 
 
 @frozen
@@ -75,6 +76,7 @@ class Grant:
     """One client identity at a server, and what its token allows. `token_sha256` is 32 bytes.
 
     Empty `allow_ports` allows no port; None allows any, which only tokens made by `serve` itself and `token new` have.
+    `max_visitor_rate` is of new visitors a second, to all its proxies; more wait in the kernel's backlog.
     """
 
     name: str
@@ -84,11 +86,15 @@ class Grant:
     allow_names: tuple[str, ...] | None = None
     max_proxies: int = 1000
     max_visitors: int | None = None
+    max_visitor_rate: float | None = None
 
 
 @frozen
 class ServerConfig:
-    """`trio-tunnel serve`. Without `cert_file` and `key_file` a self-signed pair is kept in `state_dir`."""
+    """`trio-tunnel serve`. Without `cert_file` and `key_file` a self-signed pair is kept in `state_dir`.
+
+    With `client_ca_file` only clients with a certificate of that CA may shake hands, and need their token all the same.
+    """
 
     listen: tuple[HostPort, ...] = (HostPort("0.0.0.0", DEFAULT_PORT),)  # noqa: S104  a public server listens to all
     state_dir: Path | None = None
@@ -99,6 +105,8 @@ class ServerConfig:
     admin: HostPort | None = None
     admin_required: bool = True  # False: the default address, which nobody asked for; taken, it costs a warning only
     limits: Limits = Limits()
+    client_ca_file: Path | None = None
+    tls_min_version: str = "1.3"  # or "1.2"
     proxy_protocol_from: tuple[str, ...] = ()  # addresses and CIDRs of balancers, whose PROXY header must come first
 
 
@@ -140,7 +148,8 @@ class ProxyConfig:
 class ClientConfig:
     """`trio-tunnel connect`. Trust is `pin` (32 bytes), `ca_file`, both (then both must hold), or the system's CAs.
 
-    `servers` are the addresses of one server; each name may stand for several, and all are used.
+    `servers` are the addresses of one server; each name may stand for several, and all are used. `cert_file` and
+    `key_file` are for a server that wants client certificates.
     """
 
     servers: tuple[HostPort, ...]
@@ -153,3 +162,6 @@ class ClientConfig:
     data_channels: PoolConfig = DATA_CHANNELS
     resolve_seconds: float = 60.0  # between look-ups of the servers' names
     limits: Limits = Limits()
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    tls_min_version: str = "1.3"  # or "1.2"

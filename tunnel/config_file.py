@@ -16,18 +16,30 @@ from tunnel.addresses import HostPort, parse_pin
 from tunnel.client_file import MAX_SERVERS, Claim, check_claims, claim_option, take_proxies, take_servers
 from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
 from tunnel.config_pools import take_data_channels
-from tunnel.config_sections import blame_repeats, take_admin, take_file, take_limits, take_state_dir
+from tunnel.config_sections import (
+    blame_repeats,
+    take_admin,
+    take_file,
+    take_limits,
+    take_min_version,
+    take_pair,
+    take_state_dir,
+)
 from tunnel.config_table import Findings, Spot, Table, show_value
 from tunnel.config_values import DAY, Reader, admin_listen, host_port, number, path_from, text
 from tunnel.errors import ConfigError, Mistake
 from tunnel.server_file import MAX_LISTEN, read_server
 from tunnel.token_file import check_token, read_token_file, show_file
+from tunnel.toml_lines import KeyPath, Place
 
 Kind = Literal["server", "client"]
 TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  the name of a variable
-SERVER_KEYS = ("bind_addr", "bind_port", "listen", "tls", "clients", "bind_retry")  # these tell the kind of a file
-CLIENT_KEYS = ("server", "servers", "resolve_seconds", "token_file", "pin", "ca_file", "data_channels", "proxies")
-SHARED_KEYS = ("state_dir", "admin", "limits")
+SERVER_KEYS = ("bind_addr", "bind_port", "listen", "clients", "bind_retry")  # these tell the kind of a file
+CLIENT_KEYS = (
+    "server", "servers", "resolve_seconds", "token_file", "pin", "ca_file", "cert_file", "key_file", "data_channels",
+    "proxies",
+)  # fmt: skip
+SHARED_KEYS = ("tls", "state_dir", "admin", "limits")
 _NO_SERVER = HostPort("", 0)  # stands in where there is none, which is a mistake: no caller sees it
 T = TypeVar("T")
 
@@ -58,6 +70,8 @@ class ClientOptions:
     pin: str | None = None
     admin: str | None = None
     token: str | None = field(default=None, repr=False)
+    cert_file: Path | None = None
+    key_file: Path | None = None
 
 
 @frozen
@@ -132,6 +146,8 @@ def _kind_of(table: Table) -> Kind:
     kind = tell_kind(table.data)
     if kind is not None:
         return kind
+    if isinstance(table.data.get("tls"), dict) and "cert_file" in table.data["tls"]:
+        return "server"  # a client has it at the top
     if not table.findings.partial:  # what was left out might have told
         problem = "does not tell whether it is for a server or a client"
         table.findings.blame(table.spot(), problem, "use --as server or --as client")
@@ -187,6 +203,7 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
     if not said.options.servers and not ("server" in table or "servers" in table):
         remedy = 'add server = "tunnel.example.com:8443"'
         _missing(table, "server", remedy, Spot("SERVER", 0, "", ""), "give HOST:PORT, or a file with -c")
+    cert_file, key_file = _pair(table, base, said.options)
     return ClientConfig(
         servers=said.servers or file_servers or (_NO_SERVER,),
         token=_token(table, base, said.options, need_token=need_token),
@@ -198,7 +215,23 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         data_channels=take_data_channels(table),
         resolve_seconds=table.take("resolve_seconds", number(1, DAY), 60.0),
         limits=take_limits(table),
+        cert_file=cert_file,
+        key_file=key_file,
+        tls_min_version=take_min_version(table.table("tls")),
     )
+
+
+def _pair(table: Table, base: Path, options: ClientOptions) -> tuple[Path | None, Path | None]:
+    """The client's certificate and its key: those of the options, else those of the file."""
+    without = " and the client shows no certificate"
+    of_file = take_pair(table, base, without=without)
+    said = {"--cert-file": options.cert_file, "--key-file": options.key_file}
+    given = {option: str(path) for option, path in said.items() if path is not None}
+    if not given:
+        return of_file
+    places: dict[KeyPath, Place] = {(option,): Place(0, path) for option, path in given.items()}
+    of_options = table.findings.table(given, (), "", places)
+    return take_pair(of_options, Path(), ("--cert-file", "--key-file"), without=without)
 
 
 def _merge(findings: Findings, of_file: list[Claim], added: list[Claim]) -> tuple[ProxyConfig, ...]:

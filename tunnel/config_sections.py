@@ -12,10 +12,12 @@ from attrs import evolve, fields
 
 from tunnel.addresses import HostPort
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
-from tunnel.config import Limits
+from tunnel.config import TLS_VERSIONS, Limits
 from tunnel.config_table import Spot, Table
 from tunnel.config_values import DAY, MAX_COUNT, Reader, admin_listen, number, one_of, or_word, path_from, whole
+from tunnel.token_file import exposed
 
+PAIR = "cert_file", "key_file"
 MAX_BUDGET_BYTES = 2**50
 MIN_BUDGET_BYTES = 1024 * 1024  # sixteen streams with the first window of 64 KiB
 
@@ -57,6 +59,31 @@ def take_file(table: Table, key: str, base: Path) -> Path | None:
     if not os.access(path, os.R_OK):
         table.doubt(key, "cannot be read by this user", "change the file's owner or mode")
     return path
+
+
+def take_key_file(table: Table, key: str, base: Path, *, group: bool = False) -> Path | None:
+    """As `take_file`, of a private key: refused when others can read it; with `group` its group may."""
+    path = take_file(table, key, base)
+    if path is not None and (problem := exposed(path, group=group)) is not None:
+        table.blame(key, *problem)
+        return None
+    return path
+
+
+def take_pair(
+    table: Table, base: Path, keys: tuple[str, str] = PAIR, *, group: bool = False, without: str
+) -> tuple[Path | None, Path | None]:
+    """A certificate's file and its key's, both or neither; `without` says what happens where there is neither."""
+    for one, other in (keys, keys[::-1]):
+        if one in table and other not in table:
+            table.missing(other, f"add {other}, or take {one} away{without}")
+    return take_file(table, keys[0], base), take_key_file(table, keys[1], base, group=group)
+
+
+def take_min_version(section: Table | None) -> str:
+    """``min_version`` of ``[tls]``."""
+    default = TLS_VERSIONS[0]
+    return default if section is None else section.take("min_version", one_of(TLS_VERSIONS, "TLS version"), default)
 
 
 def take_state_dir(table: Table, base: Path) -> Path | None:

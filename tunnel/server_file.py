@@ -1,5 +1,6 @@
 """What `server.toml` says, as a `ServerConfig`. Called by `config_file`."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,24 @@ from tunnel.config_sections import (
     take_bind_retry,
     take_file,
     take_limits,
+    take_min_version,
+    take_pair,
     take_state_dir,
 )
 from tunnel.config_table import Findings, Spot, Table
-from tunnel.config_values import MAX_COUNT, host, host_port, name, publish_addr, text, whole
+from tunnel.config_values import MAX_COUNT, host, host_port, name, number, publish_addr, text, whole
 from tunnel.messages import MAX_PROXIES
 
 MAX_LISTEN = 16  # addresses; one for each family and way into a host is far fewer
+MIN_RATE = 0.01  # new visitors a second: less is a port that nobody should have
+_OF_NOTHING = tuple(hashlib.sha256(nothing).digest() for nothing in (b"", b"\n"))  # what an unset variable gives
 _ANY = "0.0.0.0"  # noqa: S104  a public server listens to all
 
 
 def read_server(table: Table, base: Path) -> ServerConfig:
     """The whole file; relative paths in it start at `base`. Worth nothing if `table.findings` has mistakes then."""
-    cert_file, key_file = _tls(table, base)
+    tls = table.table("tls")
+    cert_file, key_file = _pair(tls, base)
     return ServerConfig(
         listen=_listen(table),
         state_dir=take_state_dir(table, base),
@@ -40,6 +46,8 @@ def read_server(table: Table, base: Path) -> ServerConfig:
         admin=take_admin(table, DEFAULT_ADMIN),
         admin_required=admin_is_asked_for(table),
         limits=take_limits(table),
+        client_ca_file=None if tls is None else take_file(tls, "client_ca_file", base),
+        tls_min_version=take_min_version(tls),
     )
 
 
@@ -53,14 +61,10 @@ def _listen(table: Table) -> tuple[HostPort, ...]:
     return several or (one,)
 
 
-def _tls(table: Table, base: Path) -> tuple[Path | None, Path | None]:
-    section = table.table("tls")
+def _pair(section: Table | None, base: Path) -> tuple[Path | None, Path | None]:
     if section is None:
         return None, None
-    for one, other in (("cert_file", "key_file"), ("key_file", "cert_file")):
-        if one in section and other not in section:
-            section.missing(other, f"add {other}, or take {one} away and the server makes a certificate itself")
-    return take_file(section, "cert_file", base), take_file(section, "key_file", base)
+    return take_pair(section, base, group=True, without=" and the server makes a certificate itself")
 
 
 @frozen
@@ -75,6 +79,7 @@ class _Client:
     allow_names: tuple[str, ...] | None
     max_proxies: int
     max_visitors: int | None
+    max_visitor_rate: float | None
 
     def grant(self) -> Grant | None:
         if self.name is None or self.token_sha256 is None:
@@ -87,6 +92,7 @@ class _Client:
             allow_names=self.allow_names,
             max_proxies=self.max_proxies,
             max_visitors=self.max_visitors,
+            max_visitor_rate=self.max_visitor_rate,
         )
 
 
@@ -114,6 +120,7 @@ def _client(entry: Table) -> _Client:
         allow_names=entry.many("allow_names", name, None),
         max_proxies=entry.take("max_proxies", whole(1, MAX_PROXIES), MAX_PROXIES),
         max_visitors=entry.take("max_visitors", whole(1, MAX_COUNT), None),
+        max_visitor_rate=entry.take("max_visitor_rate", number(MIN_RATE, MAX_COUNT), None),
     )
 
 
@@ -121,7 +128,10 @@ def _digest(value: Any) -> bytes:
     digits = text(value)
     if not re.fullmatch(r"[0-9a-fA-F]{64}", digits):  # the message keeps it to itself: it may be the token
         raise ValueError(f"is no SHA-256 ({len(digits)} characters); write 64 hexadecimal digits")
-    return bytes.fromhex(digits)
+    digest = bytes.fromhex(digits)
+    if digest in _OF_NOTHING:
+        raise ValueError("is the SHA-256 of nothing at all, not of a token; make one with `trio-tunnel token new NAME`")
+    return digest
 
 
 def _port_range(value: Any) -> PortRange:

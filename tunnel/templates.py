@@ -72,12 +72,16 @@ bind_port = 8443
 # Certificate, key and admin token made by the server itself live here.
 #state_dir = "/var/lib/trio-tunnel"
 
-# Without a certificate of your own the server makes one, and clients trust it by its pin.
+# Without a certificate of your own the server makes one, and clients trust it by its pin. New files take effect by
+# themselves within seconds, for connections from then on.
 #[tls]
 #cert_file = "cert.pem"
-#key_file = "key.pem"
+#key_file = "key.pem"  # others must not be able to read it
+#client_ca_file = "ca.pem"  # then clients need a certificate of this CA, beside their token
+#min_version = "1.3"  # or "1.2", where something in between cannot do better
 
-# One entry for each client. `trio-tunnel token new home` prints the token, once, and what to put here.
+# One entry for each client. `trio-tunnel token new home` prints the token, once, and what to put here. SIGHUP puts
+# changes into force: what an entry does not allow any more is closed, the session of one that is gone ends.
 #[[clients]]
 #name = "home"
 #token_sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
@@ -86,6 +90,7 @@ bind_port = 8443
 #allow_names = ["web", "ssh"]  # names its proxies may have; without it, any
 #max_proxies = 1000
 #max_visitors = 500  # at the same time; without it, what the server's own limits leave
+#max_visitor_rate = 50  # new ones a second, others wait; without it, any
 
 # How a proxy's public port is tried again while somebody else has it: after 2, 4, 8, 16, 32, 60, 60, … seconds.
 # With type = "linear", step = 1 and max_retries = 4 instead: after 0, 1, 2, 3 seconds.
@@ -133,6 +138,10 @@ token_file = "home.token"
 #pin = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
 #ca_file = "ca.pem"
 
+# What to show a server that wants client certificates. Others must not be able to read the key.
+#cert_file = "cert.pem"
+#key_file = "key.pem"
+
 #state_dir = "/var/lib/trio-tunnel"
 
 # One entry for each service.
@@ -177,6 +186,9 @@ target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"
 # Where `trio-tunnel status` asks, at the client; also /stats, /healthz and /readyz. None unless asked for.
 #[admin]
 #listen = "127.0.0.1:8480"
+
+#[tls]
+#min_version = "1.3"  # or "1.2", where something in between cannot do better
 
 #[limits]
 #dial_seconds = 10  # to a target

@@ -49,10 +49,27 @@ def read_token_file(path: Path) -> str:
             raw = file.read(MAX_TOKEN_BYTES + 1024)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise ConfigError(Mistake(source, 0, "", "", *_why_unread(path, exc))) from exc
-    if os.name == "posix" and mode & 0o077:
-        problem = f"can be read by others (mode {stat.S_IMODE(mode):04o})"
-        raise ConfigError(Mistake(source, 0, "", "", problem, f"run: chmod 600 {shlex.quote(str(path))}"))
+    if (found := _exposed(path, mode, group=False)) is not None:
+        raise ConfigError(Mistake(source, 0, "", "", *found))
     return check_token(raw.decode("latin-1"), source)  # any byte over 0x7e is refused there
+
+
+def exposed(path: Path, *, group: bool = False) -> tuple[str, str] | None:
+    """What is wrong with a secret's file that others can read, and the remedy; None where nothing is.
+
+    With `group` its group may: a server's key is often kept so, for several programs that serve one name.
+    """
+    try:
+        return _exposed(path, path.stat().st_mode, group=group)
+    except OSError:
+        return None  # whoever reads it has the better message
+
+
+def _exposed(path: Path, mode: int, *, group: bool) -> tuple[str, str] | None:
+    if os.name != "posix" or not mode & (0o037 if group else 0o077):
+        return None
+    remedy = f"run: chmod {'640' if group else '600'} {shlex.quote(str(path))}"
+    return f"can be read by others (mode {stat.S_IMODE(mode):04o})", remedy
 
 
 def show_file(path: Path) -> str:
