@@ -27,11 +27,13 @@ from tunnel.config_diff import (
     DropProxy,
     NeedsRestart,
     SetBindRetry,
+    SetClients,
     SetDataChannels,
     SetProxy,
     SetResolveSeconds,
     SetServers,
     SetTargets,
+    SetTls,
     applied,
     diff,
 )
@@ -76,6 +78,9 @@ CLIENT_CHANGES: list[tuple[ClientConfig, list[Action]]] = [
     (web(targets=(NAS,), when_down="close"), [SetProxy(evolve(WEB, targets=(NAS,), when_down="close"))]),
     (evolve(CLIENT, pin=b"\1" * 32), [restart("pin", "sha256:" + "00" * 32, "sha256:" + "01" * 32)]),
     (evolve(CLIENT, ca_file=Path("/ca.pem")), [restart("ca_file", "none", "/ca.pem")]),
+    (evolve(CLIENT, cert_file=Path("/c.pem")), [restart("cert_file", "none", "/c.pem")]),
+    (evolve(CLIENT, key_file=Path("/k.pem")), [restart("key_file", "none", "/k.pem")]),
+    (evolve(CLIENT, tls_min_version="1.2"), [restart("tls.min_version", "1.3", "1.2")]),
     (evolve(CLIENT, admin=HostPort("::1", 8480)), [restart("admin.listen", "none", "[::1]:8480")]),
     (evolve(CLIENT, state_dir=Path("/s")), [restart("state_dir", "none", "/s")]),
     (evolve(CLIENT, limits=Limits(dial_seconds=3.0)), [restart("limits.dial_seconds", "10.0", "3.0")]),
@@ -93,12 +98,15 @@ SERVER_CHANGES: list[tuple[ServerConfig, list[Action]]] = [
     (evolve(SERVER, admin_required=False), []),
     (evolve(SERVER, bind_retry=LinearPolicy()), [SetBindRetry(LinearPolicy())]),
     (evolve(SERVER, listen=(HERE, OTHER)), [restart("listen", "0.0.0.0:8443", "a.example:8443, b.example:8443")]),
-    (evolve(SERVER, cert_file=Path("/c")), [restart("tls.cert_file", "none", "/c")]),
-    (evolve(SERVER, key_file=Path("/k")), [restart("tls.key_file", "none", "/k")]),
+    (evolve(SERVER, cert_file=Path("/c")), [SetTls(Path("/c"), None, None, "1.3")]),
+    (evolve(SERVER, key_file=Path("/k")), [SetTls(None, Path("/k"), None, "1.3")]),
+    (evolve(SERVER, client_ca_file=Path("/ca")), [SetTls(None, None, Path("/ca"), "1.3")]),
+    (evolve(SERVER, tls_min_version="1.2"), [SetTls(None, None, None, "1.2")]),
+    (evolve(SERVER, proxy_protocol_from=("::1",)), [restart("proxy_protocol_from", "none", "::1")]),
     (evolve(SERVER, state_dir=Path("/s")), [restart("state_dir", "none", "/s")]),
     (evolve(SERVER, admin=HostPort("::1", 1)), [restart("admin.listen", "none", "[::1]:1")]),
-    (evolve(SERVER, clients=()), [restart("clients", "home", "none")]),
-    (evolve(SERVER, clients=(Grant("home", bytes(32)),)), [restart("clients", "", "")]),
+    (evolve(SERVER, clients=()), [SetClients(())]),
+    (evolve(SERVER, clients=(Grant("home", bytes(32)),)), [SetClients((Grant("home", bytes(32)),))]),
     (evolve(SERVER, limits=Limits(max_visitors=9)), [restart("limits.max_visitors", "none", "9")]),
 ]
 
@@ -150,6 +158,13 @@ def test_no_secret_is_ever_shown() -> None:
     assert not any(secret in text for text in shown for secret in (TOKEN, "another-secret", "aaaa", "xaa"))
 
 
+def test_what_became_of_each_client_is_said_by_its_name() -> None:
+    home, lab, office = (Grant(name, bytes([number]) * 32) for number, name in enumerate(("home", "lab", "office")))
+    old, new = evolve(SERVER, clients=(home, lab)), evolve(SERVER, clients=(office, evolve(home, max_proxies=1)))
+    assert list(map(str, diff(old, new))) == ["clients: new: office; removed: lab; changed: home"]
+    assert diff(old, evolve(old, clients=(lab, home))) == ()
+
+
 def test_every_action_says_on_one_short_line_what_it_means() -> None:
     targets = tuple(Target("unix", f"/run/{n}\n") for n in range(99))
     actions = [action for new, actions in [*CLIENT_CHANGES, *SERVER_CHANGES] for action in actions]  # type: ignore[operator]
@@ -192,8 +207,11 @@ clients = st.builds(
 servers = st.builds(
     ServerConfig,
     listen=few([(HERE,), (HERE, OTHER)]),
-    clients=few([(), (Grant("a", bytes(32), allow_ports=(PortRange(1, 2),)),)]),
+    clients=few([(), (Grant("a", bytes(32), allow_ports=(PortRange(1, 2),)),), (Grant("a", bytes(32)),)]),
     bind_retry=policies,
+    cert_file=few([None, Path("/c")]),
+    client_ca_file=few([None, Path("/ca")]),
+    tls_min_version=few(["1.2", "1.3"]),
     limits=few([Limits(), Limits(max_visitors=3)]),
 )
 
@@ -224,5 +242,6 @@ def test_a_server_that_carries_out_all_actions_lacks_only_what_needs_a_restart(
     actions = diff(old, new)
     left = [action for action in actions if isinstance(action, NeedsRestart)]
     assert diff(applied(old, actions), new) == tuple(left)
-    assert bool(left) is (evolve(old, bind_retry=new.bind_retry) != new)
+    live = ("bind_retry", "clients", "cert_file", "client_ca_file", "tls_min_version")
+    assert bool(left) is (evolve(old, **{key: getattr(new, key) for key in live}) != new)
     assert diff(old, old) == ()

@@ -12,10 +12,10 @@ import subprocess
 import sys
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tunnel.der import read_time, walk
 from tunnel.errors import TunnelError
@@ -32,6 +32,7 @@ CLOCK_SKEW = timedelta(days=1)  # a client whose clock is behind must not find i
 ALWAYS_NAMED = ("localhost", "127.0.0.1", "::1")
 MAX_FILE_BYTES = 1024 * 1024  # a PEM bundle of every public CA is a quarter of this
 
+T = TypeVar("T")
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----\s(.*?)-----END CERTIFICATE-----", re.DOTALL)
 CHILD_SECONDS = 30.0  # for making a key; it takes a third of one
 
@@ -53,6 +54,15 @@ def expiry(der: bytes) -> datetime:
 
 def certificate_pin_of_file(path: Path) -> bytes:
     """The pin of the first certificate in a PEM file: in a chain, the server's own. TunnelError if there is none."""
+    return _of_file(path, spki_pin)
+
+
+def expiry_of_file(path: Path) -> datetime:
+    """The same for its end."""
+    return _of_file(path, expiry)
+
+
+def _of_file(path: Path, look: Callable[[bytes], T]) -> T:
     remedy = "name a file with a certificate in PEM form, the server's own first"
     try:
         with path.open("rb") as file:
@@ -65,9 +75,28 @@ def certificate_pin_of_file(path: Path) -> bytes:
     if block is None:
         raise TunnelError(f"{path} holds no certificate; {remedy}")
     try:
-        return spki_pin(a2b_base64(b"".join(block[1].split()), strict_mode=True))
+        return look(a2b_base64(b"".join(block[1].split()), strict_mode=True))
     except (Base64Error, ValueError) as exc:
         raise TunnelError(f"certificate {path} is damaged: {exc}; {remedy}") from exc
+
+
+def pair_problem(cert_file: Path, key_file: Path) -> str:
+    """Why a certificate and its key could not be used, and what to do; OpenSSL says only that it was "PEM lib"."""
+    both = {cert_file: b"", key_file: b""}
+    for path in both:
+        try:
+            with path.open("rb") as file:
+                both[path] = file.read(MAX_FILE_BYTES)
+        except OSError as exc:
+            return f"{path} cannot be read: {exc.strerror}; put a PEM file there that this user can read"
+    pair = f"the certificate {cert_file} cannot be used with the key {key_file}"
+    if not _PEM_BLOCK.search(both[cert_file]):
+        return f"{pair}: {cert_file} holds no certificate; put one there in PEM form, this side's own first"
+    if b"ENCRYPTED" in both[key_file]:
+        return f"{pair}: the key wants a password, and nobody is there to type it; store it without one, mode 0600"
+    if b"PRIVATE KEY-----" not in both[key_file]:
+        return f"{pair}: {key_file} holds no private key; put the certificate's there, in PEM form"
+    return f"{pair}: they do not belong together, or one is damaged; put both there as they were issued"
 
 
 def make_self_signed(hosts: Iterable[str], *, key_pem: bytes | None = None) -> tuple[bytes, bytes]:

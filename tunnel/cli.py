@@ -119,6 +119,8 @@ def serve(
 )
 @click.option("--token-file", type=FILE, help=f"File with the token (else {TOKEN_VARIABLE}).")
 @click.option("--pin", metavar="sha256:HEX", help="The server's key, as `serve` prints it.")
+@click.option("--cert-file", type=FILE, help="Certificate to show a server that wants one of its clients (PEM).")
+@click.option("--key-file", type=FILE, help="Its key, which nobody else can read.")
 @click.option("--admin", metavar="HOST:PORT", help="Open an admin address for `trio-tunnel status`.")
 @click.option("--once", is_flag=True, help="One session; exit when it ends instead of reconnecting.")
 @click.option("--json", "as_json", is_flag=True, help="Write each status update as one JSON line.")
@@ -128,8 +130,8 @@ def serve(
 @verbose_option
 def connect(
     servers: tuple[str, ...], config: Path | None, proxies: tuple[str, ...], token_file: Path | None, pin: str | None,
-    admin: str | None, once: bool, as_json: bool, state_dir: Path | None, profile_dir: Path | None, log_format: Any,
-    verbose: int,
+    cert_file: Path | None, key_file: Path | None, admin: str | None, once: bool, as_json: bool,
+    state_dir: Path | None, profile_dir: Path | None, log_format: Any, verbose: int,
 ) -> None:  # fmt: skip
     """Connect to SERVER and publish services there. Several are addresses of one server.
 
@@ -143,7 +145,7 @@ def connect(
     from tunnel.commands import ProcessOptions, run_connect
     from tunnel.config_file import ClientOptions, load_client
 
-    said = ClientOptions(servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE))
+    said = ClientOptions(servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE), cert_file, key_file)
 
     def load() -> Any:
         loaded = load_client(config, said)
@@ -289,19 +291,48 @@ def token_new(name: str, state_dir: Path | None) -> None:
 
 @token.command("revoke", context_settings=SETTINGS)
 @click.argument("name")
+@config_option
 @state_option
-def token_revoke(name: str, state_dir: Path | None) -> None:
-    """Forget the token of client NAME: it cannot log in any more."""
-    _with_state(state_dir, lambda state: state.revoke_token(name), make=False)
-    click.echo(f"the token of client '{name}' is revoked; a session it has now goes on until it ends")
+def token_revoke(name: str, config: Path | None, state_dir: Path | None) -> None:
+    """End the token of client NAME for good, also where an entry of a configuration has it (give -c, if only there).
+
+    A running server ends the client's session within a second.
+    """
+    clients, state_dir = _entries(config, state_dir)
+    others = [grant.token_sha256 for grant in clients if grant.name == name]
+    _with_state(state_dir, lambda state: state.revoke_token(name, others=others), make=config is not None)
+    click.echo(f"the token of client '{name}' is revoked; a server that runs ends its session within a second")
 
 
 @token.command("list", context_settings=SETTINGS)
+@config_option
 @state_option
-def token_list(state_dir: Path | None) -> None:
-    """Names of the clients that have a token in the state directory."""
-    for grant in _with_state(state_dir, lambda state: state.grants(), make=False):
-        click.echo(grant.name)
+@click.option("--admin", metavar="HOST:PORT", help="Of the server, or off.  [default: 127.0.0.1:8480]")
+@json_option
+def token_list(config: Path | None, state_dir: Path | None, admin: str | None, as_json: bool) -> None:
+    """The clients with a token in the state directory, or an entry in the configuration given with -c: since when,
+    what they may do, and whether they are connected, where a running server can be asked."""
+    import json
+
+    from tunnel.token_list import lines, rows
+
+    clients, state_dir = _entries(config, state_dir)
+    where = None if admin == "off" else _admin_address(admin or "127.0.0.1:8480")
+    found = _with_state(state_dir, lambda state: rows(state, clients, where), make=config is not None)
+    if as_json:
+        click.echo(json.dumps([row.to_json() for row in found], indent=2))
+    else:
+        click.echo("\n".join(lines(found)) if found else "no client has a token; make one: trio-tunnel token new NAME")
+
+
+def _entries(config: Path | None, state_dir: Path | None) -> tuple[Any, Path | None]:
+    """The clients of a server's configuration file, and the state directory that it names where no option does."""
+    from tunnel.config_file import load_server
+
+    if config is None:
+        return (), state_dir
+    loaded = load_server(config)
+    return loaded.clients, state_dir or loaded.state_dir
 
 
 def _with_state(state_dir: Path | None, act: Callable[[Any], Any], *, make: bool = True) -> Any:

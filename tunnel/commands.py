@@ -1,5 +1,6 @@
 """What `serve` and `connect` do as processes: what is attended to beside the tunnel, what is shown, how they end."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,15 +17,17 @@ from tunnel.client.table import TableView
 from tunnel.client.view import SessionState, View
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.config_diff import Action
-from tunnel.errors import unwrapped
+from tunnel.errors import TunnelError, unwrapped
 from tunnel.introduction import announce
 from tunnel.profile import Profile, relay_figures
 from tunnel.reload import C, Reloader
+from tunnel.server.certificate import check_change
 from tunnel.snapshot import Event, Snapshot
 from tunnel.state import default_state_dir
 from tunnel.stopping import Stopping
 
 FORCED = 130  # exit code after a second signal
+log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
@@ -84,9 +87,19 @@ async def _serve(
                 server = await nursery.start(partial(serve, config, drain=stopping.drain, linger=True))
                 profile.sections = partial(_sections, server)
                 announce(server)
-                root.start_soon(reloader.run, config, lambda now, _: server.apply(now), name="reload")
+                root.start_soon(partial(_reload, reloader, config, server), name="reload")
         root.cancel_scope.cancel(reason="the server has ended")
     return FORCED if stopping.forced else 0
+
+
+async def _reload(reloader: Reloader[ServerConfig], config: ServerConfig, server: Server) -> None:
+    def apply(now: ServerConfig, _: Sequence[Action]) -> None:
+        try:
+            server.apply(now)
+        except TunnelError as exc:  # a file that was good when it was checked
+            log.error("the new configuration is not in force: %s; send SIGHUP again", exc)
+
+    await reloader.run(config, apply, check=check_change, read=server.look_at_certificate)
 
 
 # connect

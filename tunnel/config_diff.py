@@ -6,6 +6,7 @@ the proxies, which means nothing.
 """
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, assert_never, overload
 
 from attrs import evolve, field, fields, frozen
@@ -15,9 +16,10 @@ from tunnel.backoff import Policy
 from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, PoolConfig, ProxyConfig, ServerConfig
 
 MAX_SHOWN = 100  # characters of a value in a message
-_CLIENT_AT_START = ("token", "pin", "ca_file", "admin", "state_dir")
-_SERVER_AT_START = ("listen", "cert_file", "key_file", "clients", "admin", "state_dir")
-_NEVER_SHOWN = ("token", "token_sha256")
+_CLIENT_AT_START = ("token", "pin", "ca_file", "cert_file", "key_file", "tls_min_version", "admin", "state_dir")
+_SERVER_AT_START = ("listen", "proxy_protocol_from", "admin", "state_dir")
+_TLS = ("cert_file", "key_file", "client_ca_file", "tls_min_version")
+_NEVER_SHOWN = ("token",)
 
 
 @frozen
@@ -90,6 +92,35 @@ class SetBindRetry:
 
 
 @frozen
+class SetClients:
+    """Who may log in at a server, and what for; sessions under way are held to it. The names are for the message."""
+
+    clients: tuple[Grant, ...]
+    new: tuple[str, ...] = field(default=(), eq=False)
+    gone: tuple[str, ...] = field(default=(), eq=False)
+    other: tuple[str, ...] = field(default=(), eq=False)
+
+    def __str__(self) -> str:
+        said = [("new", self.new), ("removed", self.gone), ("changed", self.other)]
+        return "clients: " + "; ".join(f"{word}: {_show(names)}" for word, names in said if names)
+
+
+@frozen
+class SetTls:
+    """A server's certificate, whom it asks for one, and the least version: for connections from now on."""
+
+    cert_file: Path | None
+    key_file: Path | None
+    client_ca_file: Path | None
+    tls_min_version: str
+
+    def __str__(self) -> str:
+        asked = "" if self.client_ca_file is None else f", and clients need one of {self.client_ca_file}"
+        shown = "the one in the state directory" if self.cert_file is None else str(self.cert_file)
+        return f"TLS {self.tls_min_version} at least; the certificate is {shown}{asked}"
+
+
+@frozen
 class NeedsRestart:
     """A change that waits for a restart: the key path, and both values as people may see them (empty: a secret)."""
 
@@ -103,7 +134,8 @@ class NeedsRestart:
 
 
 ClientAction = SetServers | SetResolveSeconds | SetDataChannels | SetProxy | SetTargets | DropProxy
-Action = ClientAction | SetBindRetry | NeedsRestart
+ServerAction = SetBindRetry | SetClients | SetTls
+Action = ClientAction | ServerAction | NeedsRestart
 
 
 @overload
@@ -127,10 +159,22 @@ def applied(config: ClientConfig | ServerConfig, actions: Iterable[Action]) -> C
     """The configuration of a process that has carried out `actions`; what needs a restart is as it was."""
     for action in actions:
         if isinstance(config, ServerConfig):
-            config = evolve(config, bind_retry=action.policy) if isinstance(action, SetBindRetry) else config
+            config = _applied_to_server(config, action)
         else:
             config = _applied_to_client(config, action)
     return config
+
+
+def _applied_to_server(config: ServerConfig, action: Action) -> ServerConfig:
+    match action:
+        case SetBindRetry(policy):
+            return evolve(config, bind_retry=policy)
+        case SetClients(clients):
+            return evolve(config, clients=clients)
+        case SetTls():
+            return evolve(config, **{key: getattr(action, key) for key in _TLS})
+        case _:
+            return config
 
 
 def _applied_to_client(config: ClientConfig, action: Action) -> ClientConfig:
@@ -154,7 +198,7 @@ def _applied_to_client(config: ClientConfig, action: Action) -> ClientConfig:
             )
         case DropProxy(name):
             return evolve(config, proxies=tuple(one for one in config.proxies if one.name != name))
-        case SetBindRetry() | NeedsRestart():
+        case SetBindRetry() | SetClients() | SetTls() | NeedsRestart():
             return config
         case _:
             assert_never(action)
@@ -189,6 +233,16 @@ def _server_changes(old: ServerConfig, new: ServerConfig) -> Iterator[Action]:
     # `admin_required` is looked at only when the admin address is bound: no difference to a process that runs.
     if old.bind_retry != new.bind_retry:
         yield SetBindRetry(new.bind_retry)
+    before, after = ({grant.name: grant for grant in config.clients} for config in (old, new))
+    if before != after:
+        yield SetClients(
+            new.clients,
+            new=tuple(name for name in after if name not in before),
+            gone=tuple(name for name in before if name not in after),
+            other=tuple(name for name, grant in after.items() if before.get(name, grant) != grant),
+        )
+    if any(getattr(old, key) != getattr(new, key) for key in _TLS):
+        yield SetTls(new.cert_file, new.key_file, new.client_ca_file, new.tls_min_version)
 
 
 def _restarts(
@@ -203,17 +257,15 @@ def _restarts(
 def _restart(key: str, old: Any, new: Any) -> Iterator[NeedsRestart]:
     if old == new:
         return
-    path = {"cert_file": "tls.cert_file", "key_file": "tls.key_file", "admin": "admin.listen"}.get(key, key)
+    path = {"tls_min_version": "tls.min_version", "admin": "admin.listen"}.get(key, key)
     shown = ("", "") if key in _NEVER_SHOWN else (_show(old), _show(new))
     yield NeedsRestart(path, *(("", "") if shown[0] == shown[1] else shown))
 
 
 def _show(value: Any) -> str:
-    """A value as people know it, on one line; of a client at the server its name only."""
+    """A value as people know it, on one line."""
     if isinstance(value, tuple):
         text = ", ".join(map(_show, value)) or "none"
-    elif isinstance(value, Grant):
-        text = value.name
     elif isinstance(value, bytes):
         text = f"sha256:{value.hex()}"
     else:
@@ -223,6 +275,6 @@ def _show(value: Any) -> str:
 
 
 __all__ = [
-    "Action", "ClientAction", "DropProxy", "NeedsRestart", "SetBindRetry", "SetDataChannels", "SetProxy",
-    "SetResolveSeconds", "SetServers", "SetTargets", "applied", "diff",
+    "Action", "ClientAction", "DropProxy", "NeedsRestart", "SetBindRetry", "SetClients", "SetDataChannels",
+    "SetProxy", "SetResolveSeconds", "SetServers", "SetTargets", "SetTls", "applied", "diff",
 ]  # fmt: skip

@@ -175,3 +175,7 @@ async def open_client_control(
         raise refusal(exc.status_code, exc.body or b"") from exc
     except trio_websocket.HandshakeError as exc:
         raise PeerLost(f"the WebSocket upgrade failed: {exc!r}", answered=True) from exc
+    except PeerLost as exc:
+        if stream.refused is not None:
+            raise stream.refused from exc
+        raise

@@ -7,6 +7,7 @@ what it has.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import trio
@@ -41,22 +42,36 @@ class Reloader(Generic[C]):
         else:
             self._requested.set()
 
-    async def run(self, running: C, apply: Callable[[C, Sequence[Action]], None]) -> None:
+    async def run(
+        self,
+        running: C,
+        apply: Callable[[C, Sequence[Action]], None],
+        *,
+        check: Callable[[C, C], None] = lambda running, wanted: None,
+        read: Callable[[], None] = lambda: None,
+    ) -> None:
         """Serve requests until cancelled. `running` is the configuration of the process so far; `apply` gets what it
-        shall be and how to get there, and must not fail."""
+        shall be and how to get there, and must not fail. `check` gets both before, in a thread, and may raise
+        ConfigError; `read` is called after each reading that found no mistake."""
         while True:
             await self._requested.wait()
             self._requested = trio.Event()  # before the files are read: who changes them later gets another reading
-            wanted = await self._read()
+            wanted = await self._read(partial(check, running))
             if wanted is not None and not self._drain.is_set():
                 running = _change(running, wanted, apply)
+                read()
 
-    async def _read(self) -> C | None:
-        assert self._load is not None
+    async def _read(self, check: Callable[[C], None]) -> C | None:
+        load = self._load
+        assert load is not None
+
+        def look() -> C:
+            wanted = load()
+            check(wanted)
+            return wanted
+
         try:
-            return await trio.to_thread.run_sync(
-                self._load, abandon_on_cancel=True
-            )  # a disk that hangs holds up no end
+            return await trio.to_thread.run_sync(look, abandon_on_cancel=True)  # a disk that hangs holds up no end
         except ConfigError as exc:
             for mistake in exc.mistakes:
                 log.error("%s", mistake)

@@ -2,6 +2,8 @@
 
     server.key, server.crt   the server's key and its certificate, PEM; the pin is the key's
     tokens.json              client name → SHA-256 of its token, and when it was made; tokens themselves are not kept
+    revoked.json             SHA-256 of a revoked token → whose it was, and when that was; no entry of a configuration
+                             brings it back
     admin.token              for writes through the admin address; the commands read it themselves
     ports.json               client/proxy → the port chosen for it where 0 was published
 
@@ -23,6 +25,7 @@ from tunnel.addresses import check_name
 from tunnel.config import Grant
 from tunnel.errors import TunnelError
 from tunnel.state_files import StateFiles, make_private
+from tunnel.token_records import REVOKED_FILE, TOKENS_FILE, read_revoked, read_tokens
 
 TOKEN_BYTES = 32  # 256 bits: nothing is gained by a slow hash of what cannot be guessed
 TOKEN = re.compile(r"tt_[A-Za-z0-9_-]{43}\Z")
@@ -79,15 +82,26 @@ class StateDir:
 
     def grants(self) -> tuple[Grant, ...]:
         """All clients with a token made here. Such a token allows any port, address and name."""
-        return tuple(
-            Grant(name, bytes.fromhex(record["sha256"]), allow_ports=None) for name, record in self._tokens().items()
-        )
+        tokens = read_tokens(self._files)
+        return tuple(Grant(name, bytes.fromhex(record["sha256"]), allow_ports=None) for name, record in tokens.items())
+
+    def made(self) -> dict[str, str]:
+        """When the token of each client was made here, ISO 8601."""
+        return {name: record["created"] for name, record in read_tokens(self._files).items()}
+
+    def revoked(self) -> frozenset[bytes]:
+        """The SHA-256 of each token that was revoked, wherever it had been made."""
+        return frozenset(map(bytes.fromhex, read_revoked(self._files)))
+
+    def stamp(self) -> tuple[object, ...]:
+        """Changes with whatever `grants` and `revoked` are read from, and costs two system calls."""
+        return tuple(self._files.stamp(name) for name in (TOKENS_FILE, REVOKED_FILE))
 
     def new_token(self, name: str) -> str:
         """A new token for a client; only its hash stays here. ValueError if `name` cannot be a client's name."""
         check_name(name)
         with self._files.locked():
-            tokens = self._tokens()
+            tokens = read_tokens(self._files)
             if name in tokens:
                 made = tokens[name]["created"]
                 raise TunnelError(
@@ -95,19 +109,32 @@ class StateDir:
                     f"choose another name, or revoke that token first"
                 )
             if len(tokens) >= MAX_TOKENS:
-                raise TunnelError(f"{self.path / 'tokens.json'} holds {MAX_TOKENS} tokens; revoke some first")
+                raise TunnelError(f"{self.path / TOKENS_FILE} holds {MAX_TOKENS} tokens; revoke some first")
             token = _random_token()
             record = {"sha256": hash_token(token).hex(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
-            self._files.write_json("tokens.json", {**tokens, name: record})
+            self._files.write_json(TOKENS_FILE, {**tokens, name: record})
         return token
 
-    def revoke_token(self, name: str) -> None:
+    def revoke_token(self, name: str, *, others: Iterable[bytes] = ()) -> None:
+        """A client's token of ours counts no more, nor do the `others` of it: SHA-256 of what a configuration names."""
         with self._files.locked():
-            tokens = self._tokens()
-            if tokens.pop(name, None) is None:
+            tokens = read_tokens(self._files)
+            digests = [digest.hex() for digest in others]
+            if name in tokens:
+                digests.append(tokens[name]["sha256"])
+            if not digests:
                 known = ", ".join(sorted(tokens)[:20]) or "none"
-                raise TunnelError(f"no client {name!r} in {self.path / 'tokens.json'}; clients with a token: {known}")
-            self._files.write_json("tokens.json", tokens)
+                raise TunnelError(
+                    f"no client {name!r} in {self.path / TOKENS_FILE}; clients with a token: {known}; "
+                    f"one that has only an entry in a configuration file needs that file named with -c"
+                )
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            revoked = {**read_revoked(self._files), **{digest: {"name": name, "revoked": now} for digest in digests}}
+            while len(revoked) > MAX_TOKENS:
+                del revoked[next(iter(revoked))]  # the oldest: dicts keep their order, in JSON too
+            self._files.write_json(REVOKED_FILE, revoked)  # first: cut short after it, the token is good no more
+            if tokens.pop(name, None) is not None:
+                self._files.write_json(TOKENS_FILE, tokens)
 
     def admin_token(self) -> str:
         """The secret for writes through the admin address, made if there is none yet."""
@@ -124,25 +151,6 @@ class StateDir:
                 "admin.token", "it holds no token", "delete it, and the next start makes a new one"
             )
         return token
-
-    def _tokens(self) -> dict[str, dict[str, str]]:
-        remedy = "put back a copy of it, or move it away and make new tokens with `trio-tunnel token new NAME`"
-        tokens: dict[str, dict[str, str]] = {}
-        for name, record in self._files.read_json("tokens.json", remedy).items():
-            if not isinstance(record, dict) or set(record) != {"sha256", "created"}:
-                raise self._files.damaged(
-                    "tokens.json", f"{name!r:.80} is not an entry with sha256 and created", remedy
-                )
-            digest, created = record["sha256"], record["created"]
-            if not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):
-                raise self._files.damaged("tokens.json", f"sha256 of {name!r:.80} is not 64 hexadecimal digits", remedy)
-            try:
-                check_name(name)
-                datetime.fromisoformat(created)
-            except (ValueError, TypeError) as exc:
-                raise self._files.damaged("tokens.json", str(exc)[:200], remedy) from exc
-            tokens[name] = record
-        return tokens
 
     # The certificate
 

@@ -41,11 +41,24 @@ def make_private(path: Path) -> None:
         raise TunnelError(f"other users may write in state directory {path}; run: chmod 700 {path}")
 
 
+def file_stamp(path: Path) -> object:
+    """Which file stands at a path now, and as of when; None for none. Costs one system call."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size, found.st_mode
+
+
 class StateFiles:
     """The files of one directory. Safe to use from several threads and processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def stamp(self, name: str) -> object:
+        """Changes when the file is replaced, comes or goes."""
+        return file_stamp(self.path / name)
 
     def read_json(self, name: str, remedy: str) -> dict[str, Any]:
         content = self.read(name)

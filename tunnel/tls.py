@@ -24,21 +24,40 @@ from tunnel.certificates import pin_text, spki_pin
 from tunnel.errors import Refused
 from tunnel.sockets import ENDED, UNREAD, reset
 
+_VERSIONS = {"1.3": ssl.TLSVersion.TLSv1_3, "1.2": ssl.TLSVersion.TLSv1_2}
+# For TLS 1.2, where that is allowed: forward secrecy and authenticated encryption, as those of 1.3 all have them.
+OLDER_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+_NO_PASSWORD = ""  # an encrypted key fails, instead of asking on the terminal
+_ALERTS = {  # about certificates, by the name OpenSSL gives them behind the version
+    "CERTIFICATE_REQUIRED": "it wants one, and none was given",
+    "UNKNOWN_CA": "it does not know the CA",
+    "BAD_CERTIFICATE": "it cannot verify it",
+    "UNSUPPORTED_CERTIFICATE": "it is not one for clients",
+    "CERTIFICATE_EXPIRED": "it has expired, or is not valid yet",
+    "CERTIFICATE_REVOKED": "it was revoked",
+    "CERTIFICATE_UNKNOWN": "it cannot verify it",
+}
 RECEIVE_BYTES = 64 * 1024  # one system call feeds the BIO; BIOs never shrink, so not more
 
 
-def server_context(cert_file: Path, key_file: Path) -> ssl.SSLContext:
-    """TLS 1.3 only. `ssl.SSLError`/`OSError` when the pair cannot be read or does not belong together."""
+def server_context(
+    cert_file: Path, key_file: Path, *, client_ca_file: Path | None = None, min_version: str = "1.3"
+) -> ssl.SSLContext:
+    """With `client_ca_file`, for clients with a certificate of that CA only. `ssl.SSLError`/`OSError` when the pair
+    cannot be read or does not belong together."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(cert_file, key_file)
+    _speak(context, min_version)
+    context.load_cert_chain(cert_file, key_file, password=_NO_PASSWORD)
+    if client_ca_file is not None:
+        context.load_verify_locations(cafile=client_ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
     # A ticket sent to a client that only writes and closes is unread data there: its close becomes a reset, and bytes
     # are lost (100,000 sent, 49,152 arrived). Nothing here resumes sessions.
     context.num_tickets = 0
     return context
 
 
-def client_context(*, ca_file: Path | None, pinned: bool) -> ssl.SSLContext:
+def client_context(*, ca_file: Path | None, pinned: bool, min_version: str = "1.3") -> ssl.SSLContext:
     """Verification by `ca_file`, else by the pin alone if there is one, else by the system's CAs."""
     if pinned and ca_file is None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -46,8 +65,42 @@ def client_context(*, ca_file: Path | None, pinned: bool) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE  # the pin is checked instead, before anything of ours is sent
     else:
         context = ssl.create_default_context(cafile=ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _speak(context, min_version)
     return context
+
+
+def show_certificate(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
+    """For servers that want one of their clients. Raises as `server_context` does."""
+    context.load_cert_chain(cert_file, key_file, password=_NO_PASSWORD)
+
+
+def _speak(context: ssl.SSLContext, min_version: str) -> None:
+    context.minimum_version = _VERSIONS[min_version]
+    if min_version != "1.3":
+        context.set_ciphers(OLDER_CIPHERS)
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
+
+
+def certificate_refused(error: ssl.SSLError | None) -> str | None:
+    """Why a handshake failed for the client's certificate, as either side sees it; None where that was not it.
+
+    With TLS 1.3 the client learns it by what it reads first, for its own handshake is over by then.
+    """
+    reason = getattr(error, "reason", None) or ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return "it gave none"
+    return _ALERTS.get(reason.partition("_ALERT_")[2])
+
+
+def client_certificate_refused(error: ssl.SSLError | None) -> Refused | None:
+    """The same for the client's caller."""
+    why = certificate_refused(error)
+    if why is None or isinstance(error, ssl.SSLCertVerificationError):
+        return None
+    message = f"the server does not take this client's certificate: {why}; give one that its client_ca_file vouches for"
+    return Refused("client_certificate_refused", f"{message} (cert_file and key_file)", trust=True)
 
 
 def target_context() -> ssl.SSLContext:
@@ -114,6 +167,7 @@ class TlsStream(trio.abc.Stream):
         except BaseException:
             sock.close()
             raise
+        self.refused: Refused | None = None  # why the server ended it, where that was the client's certificate
         self._unsent = b""
         self._replay = b""
         self._send_lock = trio.Lock()
@@ -173,6 +227,7 @@ class TlsStream(trio.abc.Stream):
                 except ssl.SSLZeroReturnError:
                     data = b""
                 except ssl.SSLError as exc:
+                    self.refused = client_certificate_refused(exc)
                     raise trio.BrokenResourceError(f"TLS: {exc.reason or exc}") from exc
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data

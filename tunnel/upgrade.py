@@ -151,7 +151,8 @@ async def request_upgrade(stream: TlsStream, host: str, path: str, headers: Mapp
         parser.send(h11.EndOfMessage())
         return await _read_answer(stream, parser, accept_key(key))
     except trio.BrokenResourceError as exc:
-        raise PeerLost(f"the connection broke during the upgrade: {exc}", answered=True) from exc
+        lost = PeerLost(f"the connection broke during the upgrade: {exc}", answered=True)
+        raise stream.refused or lost from exc
 
 
 async def _read_answer(stream: TlsStream, parser: h11.Connection, expected: str) -> bytes:

@@ -16,7 +16,7 @@ from tunnel.config import ServerConfig
 from tunnel.control import open_client_control
 from tunnel.errors import TunnelError
 from tunnel.messages import Heartbeat, HeartbeatReply, Hello, ProxySet, ProxySpec, ProxyStatusUpdate, Retry, Welcome
-from tunnel.server import app as app_module
+from tunnel.server import certificate as certificate_module
 from tunnel.server import entrance as entrance_module
 from tunnel.server.app import open_server
 from tunnel.sockets import listen
@@ -172,7 +172,7 @@ async def test_only_what_changed_is_told_and_only_once(files):
     running = config(files)
     async with open_server(running) as server:
         assert server.apply(running) == []
-        assert server.apply(evolve(running, listen=(FIRST,), clients=())) == []  # these need a restart
+        assert server.apply(evolve(running, listen=(FIRST,))) == []  # that needs a restart
         assert len(server.addresses) == 2
         linear = evolve(running, bind_retry=LinearPolicy())
         assert [len(server.apply(linear)) for _ in range(2)] == [1, 0]
@@ -188,6 +188,6 @@ async def test_the_certificate_of_the_first_start_names_all_hosts(tmp_path, monk
         named.extend(hosts)
         return make_self_signed(hosts, key_pem=key_pem)
 
-    monkeypatch.setattr(app_module, "make_elsewhere", make)
+    monkeypatch.setattr(certificate_module, "make_elsewhere", make)
     async with open_server(ServerConfig(listen=(FIRST, SECOND), state_dir=tmp_path / "state")):
         assert named == ["127.0.0.1", "127.0.0.2", socket.gethostname()]

@@ -45,8 +45,8 @@ class Client:
         self.config = config
         self.events = EventStream()
         self.connection = Connection("connecting")
+        self._dialer = make_dialer(config)  # may raise: before anything that would have to be closed
         self.engine = Engine(visitor_bound(config.limits), linger=linger)
-        self._dialer = make_dialer(config)
         self._resolver = Resolver(config.servers)
         self._turns = Turns(self._dialer, self._resolver)
         self._routes = RouteTable(config.proxies, dial_seconds=config.limits.dial_seconds)

@@ -10,12 +10,13 @@ import trio
 from attrs import frozen
 
 from tunnel.addresses import HostPort
+from tunnel.certificates import pair_problem
 from tunnel.client.resolver import Resolver, ServerAddress
 from tunnel.config import ClientConfig
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.faults import Kind, Phase, classify
 from tunnel.sockets import dial_tcp, tunnel_options
-from tunnel.tls import TlsStream, client_context, pin_check
+from tunnel.tls import TlsStream, client_certificate_refused, client_context, pin_check, show_certificate
 
 PAUSE_SECONDS = (0.7, 1.0)  # from one dial's start to the next while nothing answers
 OVERLAP_SECONDS = 2.0  # a dial unanswered for so long is joined by another: a lost SYN or a dead route costs no more
@@ -73,7 +74,8 @@ class Dialer:
             raise PeerLost(f"{address} ended the connection in the TLS handshake", answered=True) from exc
         except ssl.SSLError as exc:
             stream.close()
-            raise PeerLost(f"{address} does not speak our TLS: {exc.reason or exc}", answered=True) from exc
+            lost = PeerLost(f"{address} does not speak our TLS: {exc.reason or exc}", answered=True)
+            raise client_certificate_refused(exc) or lost from exc
         except BaseException:
             stream.abort()
             raise
@@ -81,11 +83,18 @@ class Dialer:
 
 
 def make_dialer(config: ClientConfig) -> Dialer:
-    """Raises `TunnelError` when the CA file cannot be used."""
+    """Raises `TunnelError` when the CA file, or the client's certificate with its key, cannot be used."""
     try:
-        context = client_context(ca_file=config.ca_file, pinned=config.pin is not None)
+        context = client_context(
+            ca_file=config.ca_file, pinned=config.pin is not None, min_version=config.tls_min_version
+        )
     except (OSError, ssl.SSLError) as exc:
         raise TunnelError(f"cannot use the CA file {config.ca_file}: {exc}") from exc
+    if config.cert_file is not None and config.key_file is not None:
+        try:
+            show_certificate(context, config.cert_file, config.key_file)
+        except (OSError, ssl.SSLError) as exc:
+            raise TunnelError(pair_problem(config.cert_file, config.key_file)) from exc
     return Dialer(context, config.pin)
 
 

@@ -2,10 +2,8 @@
 
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,19 @@ import trio
 from attrs import evolve
 
 from tunnel.addresses import HostPort
-from tunnel.certificates import make_elsewhere
-from tunnel.config import Grant, ServerConfig
+from tunnel.config import ServerConfig
 from tunnel.errors import TunnelError
 from tunnel.limits import visitor_bound
 from tunnel.messages import Farewell
 from tunnel.relay import Engine
+from tunnel.server.certificate import Certificate, find_files, tls_part
 from tunnel.server.entrance import Entrance, bind_entrances
 from tunnel.server.gate import Gate
+from tunnel.server.identities import Identities
 from tunnel.server.registry import Address, Registry
 from tunnel.server.session import Session
 from tunnel.snapshot import EventStream, Snapshot
 from tunnel.state import StateDir
-from tunnel.tls import server_context
 from tunnel.version import __version__
 
 log = logging.getLogger(__name__)
@@ -42,16 +40,25 @@ class Server:
         config: ServerConfig,
         events: EventStream,
         entrances: tuple[Entrance, ...],
-        cert_file: Path,
+        certificate: Certificate,
+        identities: Identities,
+        state: StateDir | None,
     ) -> None:
         self.events = events
         self.where = entrances[0].where  # as bound: the port is never 0
-        self.cert_file = cert_file
         self.engine = engine
+        self._certificate = certificate
+        self._identities = identities
+        self._state = state
         self._config = config
         self._gate = gate
         self._entrances = entrances
         self._accepting = trio.CancelScope()
+
+    @property
+    def cert_file(self) -> Path:
+        """Where the certificate is that new connections get."""
+        return self._certificate.files.cert_file
 
     @property
     def addresses(self) -> tuple[HostPort, ...]:
@@ -82,14 +89,29 @@ class Server:
     def apply(self, config: ServerConfig) -> list[str]:
         """Take over of a new configuration what can change in a running server; says in words what did.
 
-        That is the default of `bind_retry`. No await: all of it holds from now on. What else differs is as before.
+        That is the default of `bind_retry`, the `clients`, and all about TLS. No await: all of it holds from now on.
+        What else differs is as before. `TunnelError`, and nothing has changed, when a certificate cannot be used.
         """
         done: list[str] = []
+        if tls_part(config) != tls_part(self._config):
+            self._certificate.use(find_files(config, self._state))  # alone can fail, and so comes first
+            done.append("tls: connections from now on get the new certificate and rules")
         if config.bind_retry != self._config.bind_retry:
             self._gate.apply(config.bind_retry)
             done.append("bind_retry: counts for proxies without one of their own, from their next round of attempts on")
-        self._config = evolve(self._config, bind_retry=config.bind_retry)
+        if config.clients != self._config.clients:
+            self._identities.replace(config.clients)
+            self._identities.review(self._gate.sessions)
+            done.append("clients: sessions are held to what they may do now; those of tokens that are gone have ended")
+        self._config = evolve(
+            self._config, bind_retry=config.bind_retry, clients=config.clients, cert_file=config.cert_file,
+            key_file=config.key_file, client_ca_file=config.client_ca_file, tls_min_version=config.tls_min_version,
+        )  # fmt: skip
         return done
+
+    def look_at_certificate(self) -> None:
+        """Its files were changed, and are whole: take them over now, not when they have stood still for a while."""
+        self._certificate.look_now()
 
     def retry(self, name: str) -> list[str]:
         """Start a proxy's bind retry afresh. `name` is NAME or CLIENT/NAME.
@@ -135,7 +157,8 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
     Leaving the body cuts every session at once; `Server.drain` first ends them gracefully.
     """
     state = StateDir.open(config.state_dir) if config.state_dir is not None else None
-    context, cert_file = await trio.to_thread.run_sync(_tls, config, state)  # may make a key first
+    certificate = Certificate(await trio.to_thread.run_sync(find_files, config, state))  # may make a key first
+    identities = Identities(config.clients, state)
     if state is not None:
         state.port_for("", "")  # a damaged file shows now, not at the first proxy that needs it
     registry: Registry[Session] = Registry()
@@ -148,18 +171,23 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
         engine = Engine(visitor_bound(config.limits), linger=linger)
         gate = Gate(
             config,
-            context=lambda: context,
-            grants=partial(_grants, config, state),
+            context=lambda: certificate.context,
+            grants=identities.grants,
             engine=engine,
             registry=registry,
             events=events,
             remember_port=lambda client, proxy, port: root.start_soon(_remember_port, state, client, proxy, port),
         )
-        server = Server(gate, engine, config=config, events=events, entrances=entrances, cert_file=cert_file)
+        server = Server(
+            gate, engine, config=config, events=events, entrances=entrances, certificate=certificate,
+            identities=identities, state=state,
+        )  # fmt: skip
         async with trio.open_nursery() as root:
             await root.start(engine.run, name="relay")
             async with trio.open_nursery() as connections:
                 connections.start_soon(_accept, server, gate, entrances, connections, name="gate")
+                root.start_soon(certificate.watch, name="certificate")
+                root.start_soon(identities.watch, lambda: gate.sessions, name="identities")
                 yield server
                 connections.cancel_scope.cancel(reason="the server is closing")
             root.cancel_scope.cancel(reason="the server is closing")
@@ -173,30 +201,6 @@ async def _accept(server: Server, gate: Gate, entrances: tuple[Entrance, ...], c
         async with trio.open_nursery() as accepting:
             for entrance in entrances:
                 accepting.start_soon(entrance.run, accept, name=f"gate at {entrance.where}")
-
-
-def _tls(config: ServerConfig, state: StateDir | None) -> tuple[ssl.SSLContext, Path]:
-    if config.cert_file is not None and config.key_file is not None:
-        files = config.cert_file, config.key_file
-    elif state is not None:
-        hosts = [*(where.host for where in config.listen), socket.gethostname()]
-        files = state.certificate(lambda key: make_elsewhere(hosts, key_pem=key))
-    else:
-        raise TunnelError("a server needs a state directory, or cert_file and key_file")
-    try:
-        return server_context(*files), files[0]
-    except (OSError, ssl.SSLError) as exc:
-        raise TunnelError(f"cannot use the certificate {files[0]} with the key {files[1]}: {exc}") from exc
-
-
-def _grants(config: ServerConfig, state: StateDir | None) -> tuple[Grant, ...]:
-    """The configuration's entries, and the tokens made in the state directory. Where both know a client's name or its
-    token, the entry alone counts: `token new` allows anything, and the entry is there to allow less."""
-    names, tokens = {grant.name for grant in config.clients}, {grant.token_sha256 for grant in config.clients}
-    made = state.grants() if state is not None else ()
-    return config.clients + tuple(
-        grant for grant in made if grant.name not in names and grant.token_sha256 not in tokens
-    )
 
 
 async def _remember_port(state: StateDir | None, client: str, proxy: str, port: int) -> None:

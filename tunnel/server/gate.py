@@ -34,13 +34,14 @@ from tunnel.server.session import Session
 from tunnel.server.strangers import Stranger, Strangers
 from tunnel.snapshot import EventStream
 from tunnel.sockets import ENDED, PASSING, SHORTAGES, peek, reset, tunnel_options
-from tunnel.tls import TlsStream
+from tunnel.tls import TlsStream, certificate_refused
 from tunnel.upgrade import Head, read_head
 
 log = logging.getLogger(__name__)
 
 MAX_HANDSHAKES = 64  # in flight; each costs 1.4 ms of CPU here (measured, P-256)
 PLACE_SECONDS = 0.25  # at most, among those; then it goes on without a place
+PART_SECONDS = 2.0  # for an alert, and the peer's FIN
 SHORTAGE_SECONDS = 0.1  # accepting pauses so long when descriptors or memory run out
 
 
@@ -202,6 +203,13 @@ class Gate:
                         await stream.do_handshake()
                 if at_once.cancelled_caught:
                     await stream.do_handshake()
+        except ssl.SSLError as exc:
+            try:
+                if stream is not None and (why := certificate_refused(exc)) is not None:
+                    await _part_with_reason(stream, stranger, why)
+            finally:
+                _drop(sock) if stream is None else stream.abort()
+            raise
         except BaseException:
             _drop(sock) if stream is None else stream.abort()
             raise
@@ -233,6 +241,14 @@ def _phase(stranger: Stranger, seconds: float, *, slow: str) -> Iterator[None]:
     except (OSError, trio.BrokenResourceError):
         stranger.is_gone("left")
         raise
+
+
+async def _part_with_reason(stream: TlsStream, stranger: Stranger, why: str) -> None:
+    """Of a client whose certificate is no good. It learns that by the alert it reads next, which no reset may
+    overtake."""
+    stranger.tell(logging.WARNING, "a client at %s is refused for its certificate: %s", why)
+    with trio.move_on_after(PART_SECONDS):
+        await stream.end_politely()
 
 
 def _drop(sock: socket.socket) -> None:

@@ -173,6 +173,18 @@ class Proxy(Standing):
         self._round.cancel(reason="a retry was asked for")
         return True
 
+    @property
+    def is_held(self) -> bool:
+        """Whether its address is ours, and it accepts visitors."""
+        return self._holding is not None
+
+    def begin_anew(self, why: str) -> None:
+        """Let go of the address, if it is held, and begin a round with what is known now. Visitors inside stay."""
+        if self._holding is not None:
+            self._holding.release()
+            self._holding = None
+        self._round.cancel(reason=why)
+
     def is_at(self, spec: ProxySpec) -> bool:
         """Whether `spec` is of this very proxy at this very address, so that `revise` can take it over."""
         ours = self.spec

@@ -42,6 +42,7 @@ from tunnel.messages import (
 )
 from tunnel.protocol import HEARD_BY_SERVER, Law, Phase
 from tunnel.relay import Listener, RelaySession, Tally
+from tunnel.server.allowance import bound, hold_to
 from tunnel.server.binding import BindFailed
 from tunnel.server.proxy import Proxy
 from tunnel.server.publication import Publication, take_address
@@ -77,6 +78,7 @@ class Session:
         self.client = grant.name
         self.grant = grant
         self.relay = relay
+        bound(relay, grant)
         self.since = utc_now()
         self.proxies: dict[str, Proxy] = {}
         self.ended = trio.Event()
@@ -167,6 +169,12 @@ class Session:
         """End it now: ports are free when `ended` is set."""
         self._farewell = self._farewell or Goodbye(reason, message)
         self._scope.cancel(reason=message or reason.value)
+
+    def regrant(self, grant: Grant) -> None:
+        """The client may do something else from now on: what it may not is closed with its reason, the rest goes on."""
+        self.grant = grant
+        bound(self.relay, grant)
+        hold_to(grant, self.proxies.values())
 
     def drain(self) -> None:
         """Tell the client, take no new visitors, leave those inside alone."""
