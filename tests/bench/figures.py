@@ -21,6 +21,7 @@ class Sizes:
 
     seconds: float = 3.0
     idle_visitors: int = 1000
+    idle_sessions: int = 200
 
 
 @frozen
@@ -35,13 +36,17 @@ class Column:
 
 @frozen
 class Figure:
-    """`cold` ones start the system afresh, so they never see what an earlier load left behind."""
+    """`cold` ones start the system afresh, so they never see what an earlier load left behind.
+
+    `systems` names those it is measured for; empty, all.
+    """
 
     name: str
     measure: Callable[[System, Target, Sizes], Values]
     columns: Sequence[Column]
     cold: bool = False
     needs: str = ""  # a program beside wrk, without which the figure is skipped by name
+    systems: Sequence[str] = ()
 
 
 class CpuMeter:
@@ -57,7 +62,8 @@ class CpuMeter:
 
 def measure_rest(system: System, target: Target, sizes: Sizes) -> Values:
     """Memory before the first load, then a burst of visitors, all at once, right away."""
-    values = {"rest_mib": resident_kib(system.pids()) / 1024} if system.pids() else {}
+    sizes_mib = [resident_kib([pid]) / 1024 for pid in system.pids()]
+    values = {"rest_mib": sum(sizes_mib), "rest_largest_mib": max(sizes_mib)} if sizes_mib else {}
     found = loads.visitors(target, "burst", BURST_VISITORS)
     if not found["served"]:
         raise Failed("nobody in the burst was served")
@@ -134,7 +140,7 @@ FIGURES = (
         "rest",
         measure_rest,
         [
-            Column("MiB at rest", ["rest_mib"]),
+            Column("MiB at rest: all / largest", ["rest_mib", "rest_largest_mib"]),
             Column("cold burst served", ["burst_served"], total=BURST_VISITORS),
             Column("its first bytes, ms: median / slowest", ["burst_ms", "burst_slowest_ms"]),
         ],
@@ -177,4 +183,4 @@ FIGURES = (
         needs="iperf3",
     ),
 )
-QUICK = ("rest", "requests", "connections", "bulk")
+QUICK = ("rest", "requests", "connections", "bulk", "idle-things")

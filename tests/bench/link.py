@@ -3,11 +3,15 @@
 import os
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
 from attrs import asdict, frozen
 
 from .processes import Place, Process
+
+MATRIX = "rtt=0/20/100,loss=0/0.1/1"
+MOST = {"rtt": 10_000.0, "loss": 100.0, "rate": 100_000.0}
 
 
 @frozen
@@ -19,12 +23,15 @@ class LinkSpec:
     rate: float = 300.0
 
     @classmethod
-    def parse(cls, text: str) -> "LinkSpec":
-        given = dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
-        unknown = set(given) - {"rtt", "loss", "rate"}
-        if unknown:
-            raise ValueError(f"unknown: {', '.join(sorted(unknown))}; it is rtt=MS,loss=PERCENT,rate=MBIT")
-        return cls(**{name: float(value) for name, value in given.items()})
+    def parse(cls, text: str) -> "list[LinkSpec]":
+        """Every combination of what is named, in order: `rtt=20/100,loss=0/1` are four; `matrix` is `MATRIX`."""
+        given: dict[str, list[float]] = {}
+        for part in text.replace("matrix", MATRIX).split(","):
+            name, _, values = part.strip().partition("=")
+            if name not in MOST:
+                raise ValueError(f"{name!r} is unknown; it is rtt=MS,loss=PERCENT,rate=MBIT, or matrix")
+            given[name] = [_number(name, value) for value in values.split("/")]
+        return [cls(**dict(zip(given, values, strict=True))) for values in product(*given.values())]
 
     def to_json(self) -> dict[str, float]:
         return asdict(self)
@@ -35,6 +42,16 @@ class LinkSpec:
     @property
     def file_name(self) -> str:
         return f"link-rtt{self.rtt:g}-loss{self.loss:g}-rate{self.rate:g}"
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{name}={text}: not a number") from None
+    if not 0 <= value <= MOST[name]:  # nan, too
+        raise ValueError(f"{name}={text}: not between 0 and {MOST[name]:g}")
+    return value
 
 
 class Lab:

@@ -10,6 +10,7 @@ from .systems import System
 
 NEW_VISITORS = 20
 AT_A_TIME = 64
+PACE = 600  # new visitors a second
 DRAIN_SECONDS = 1.0  # what a stream that was cut off has left on the link is nobody else's
 BULK_OMIT_SECONDS = 2  # windows have grown by the third second
 
@@ -26,6 +27,13 @@ def measure_crowd(system: System, target: Target, sizes: Sizes) -> Values:
     if not found["served"]:
         raise Failed("no visitor was served")
     return {"crowd_rate": found["rate"], "crowd_ms": found["median_ms"], "crowd_p99_ms": found["p99_ms"]}
+
+
+def measure_paced(system: System, target: Target, sizes: Sizes) -> Values:
+    found = loads.visitors(target, "paced", PACE, AT_A_TIME, sizes.seconds, seconds=sizes.seconds)
+    if not found["served"]:
+        raise Failed("no visitor was served")
+    return {"paced_rate": found["rate"], "paced_ms": found["median_ms"], "paced_p99_ms": found["p99_ms"]}
 
 
 def measure_link_bulk(system: System, target: Target, sizes: Sizes) -> Values:
@@ -56,10 +64,18 @@ LINK_FIGURES = (
         [Column("first byte of a new visitor, ms: median / slowest", ["first_byte_ms", "first_byte_slowest_ms"], 1)],
     ),
     Figure(
+        "paced",
+        measure_paced,
+        [
+            Column(f"of {PACE} new visitors/s, {AT_A_TIME} at a time, served", ["paced_rate"]),
+            Column("median / p99 ms", ["paced_ms", "paced_p99_ms"], 1),
+        ],
+    ),
+    Figure(
         "crowd",
         measure_crowd,
         [
-            Column(f"new visitors/s, {AT_A_TIME} at a time", ["crowd_rate"]),
+            Column(f"new visitors/s, {AT_A_TIME} at a time, no pause", ["crowd_rate"]),
             Column("median / p99 ms", ["crowd_ms", "crowd_p99_ms"], 1),
         ],
     ),

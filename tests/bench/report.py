@@ -1,13 +1,18 @@
-"""What a run has shown: a Markdown table with systems as rows, and JSON with every single value."""
+"""What a run has shown: Markdown tables, and JSON with every single value. Pure.
+
+One condition (loopback, or a link) has systems as rows; several links have systems as columns, a row a figure and link.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
 from attrs import frozen
 
 from .figures import Column, Figure
+from .link import LinkSpec
+from .panels import OURS, Medians, ratio_rows
 from .rounds import Measured
 
 MISSING = "–"
@@ -23,6 +28,28 @@ LINK_LEGEND = (
 
 
 @frozen
+class Cell:
+    """What was measured under one condition."""
+
+    link: LinkSpec | None  # None: loopback
+    measured: Mapping[str, Measured]
+    busy: Sequence[float]  # percent of the CPU that others used before each round
+
+    def medians(self) -> Medians:
+        return {name: measured.medians() for name, measured in self.measured.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "busy_percent": list(self.busy),
+            "link": self.link.to_json() if self.link else None,
+            "systems": {
+                name: {"medians": one.medians(), "values": one.values, "notes": one.notes}
+                for name, one in self.measured.items()
+            },
+        }
+
+
+@frozen
 class Report:
     title: str
     command: str
@@ -31,13 +58,13 @@ class Report:
     versions: Mapping[str, str]
     rounds: int
     seconds: float
-    link: Mapping[str, float] | None
     figures: Sequence[Figure]
-    measured: Mapping[str, Measured]
-    busy: Sequence[float]  # percent of the CPU that others used before each round
+    cells: Sequence[Cell]
     skipped: Mapping[str, str]  # system: why
 
     def to_json(self) -> dict[str, Any]:
+        """Of one condition it is flat; several are in `cells`."""
+        cells = [cell.to_json() for cell in self.cells]
         return {
             "title": self.title,
             "command": self.command,
@@ -46,12 +73,7 @@ class Report:
             "versions": dict(self.versions),
             "rounds": self.rounds,
             "seconds": self.seconds,
-            "busy_percent": list(self.busy),
-            "link": dict(self.link) if self.link else None,
-            "systems": {
-                name: {"medians": one.medians(), "values": one.values, "notes": one.notes}
-                for name, one in self.measured.items()
-            },
+            **(cells[0] if len(cells) == 1 else {"cells": cells}),
             "skipped": dict(self.skipped),
         }
 
@@ -67,39 +89,80 @@ def shown_cell(column: Column, medians: Mapping[str, float]) -> str:
     return " / ".join(parts) + (f" of {column.total}" if column.total else "")
 
 
-def table(report: Report) -> list[str]:
-    columns = [column for figure in report.figures for column in figure.columns]
-    lines = ["| system | " + " | ".join(column.head for column in columns) + " |", "|---|" + "--:|" * len(columns)]
-    for name, measured in report.measured.items():
-        medians = measured.medians()
-        shown = f"**{name}**" if name == "trio-tunnel" else name
-        lines.append(f"| {shown} | " + " | ".join(shown_cell(column, medians) for column in columns) + " |")
+def row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def strong(name: str) -> str:
+    return f"**{name}**" if name == OURS else name
+
+
+def table(figures: Sequence[Figure], medians: Medians) -> list[str]:
+    """A row a system."""
+    columns = [column for figure in figures for column in figure.columns]
+    lines = [row(["system", *(column.head for column in columns)]), "|---|" + "--:|" * len(columns)]
+    for name, values in medians.items():
+        lines.append(row([strong(name), *(shown_cell(column, values) for column in columns)]))
     return lines
 
 
+def links_table(figures: Sequence[Figure], cells: Sequence[Cell]) -> list[str]:
+    """A row a figure's column and link, so that what is compared stands side by side."""
+    systems = list(dict.fromkeys(name for cell in cells for name in cell.measured))
+    lines = [row(["figure", "link", *map(strong, systems)]), "|---|---|" + "--:|" * len(systems)]
+    for column in (column for figure in figures for column in figure.columns):
+        for cell in cells:
+            medians = cell.medians()
+            shown = (shown_cell(column, medians.get(name, {})) for name in systems)
+            lines.append(row([column.head, str(cell.link) if cell.link else "loopback", *shown]))
+    return lines
+
+
+def ratios(medians: Medians) -> list[str]:
+    """Empty without a peer."""
+    rows = ratio_rows(medians)
+    if not rows:
+        return []
+    head, *rest = rows
+    intro = "Its figures beside the best peer's, and divided by each peer's:"
+    return ["", intro, "", row(head), "|---|" + "--:|" * (len(head) - 1), *map(row, rest)]
+
+
 def to_markdown(report: Report) -> str:
-    machine = report.machine
+    machine, cells = report.machine, report.cells
+    busy = ", ".join(f"{percent:.0f}" for cell in cells for percent in cell.busy)
     lines = [
         f"# {report.title}",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}; {report.taken}.",
         f"Medians of interleaved rounds: {report.rounds}, {report.seconds:g} s a load. Before each, others used "
-        f"{', '.join(f'{busy:.0f}' for busy in report.busy)} % of the CPU. Command:",
+        f"{busy} % of the CPU. Command:",
         "",
         f"    {report.command}",
         "",
-        *table(report),
+    ]
+    if len(cells) == 1:
+        lines += [*table(report.figures, cells[0].medians()), *ratios(cells[0].medians())]
+    else:
+        lines += links_table(report.figures, cells)
+    lines += [
         "",
-        *wrap(LINK_LEGEND if report.link else LEGEND, 120),
+        *wrap(LINK_LEGEND if cells[0].link else LEGEND, 120),
         "",
         "Versions: " + "; ".join(f"{name} {version}" for name, version in report.versions.items()) + ".",
     ]
     if report.skipped:
         lines += ["", "Skipped: " + "; ".join(f"{name} ({why})" for name, why in report.skipped.items()) + "."]
-    notes = [f"- {name}, {note}" for name, measured in report.measured.items() for note in measured.notes]
-    if notes:
+    if notes := list(failures(cells)):
         lines += ["", "Failed, and missing from the medians:", "", *notes]
     return "\n".join(lines) + "\n"
+
+
+def failures(cells: Sequence[Cell]) -> Iterator[str]:
+    for cell in cells:
+        where = f" across {cell.link}" if len(cells) > 1 and cell.link else ""
+        for name, measured in cell.measured.items():
+            yield from (f"- {name}{where}, {note}" for note in measured.notes)
 
 
 def to_json_text(report: Report) -> str:

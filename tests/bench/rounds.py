@@ -63,6 +63,8 @@ class Runner:
             try:
                 for figure in self.plan.figures:
                     for kind in self.plan.systems:
+                        if figure.systems and kind.name not in figure.systems:
+                            continue
                         self._measure(kind, figure, f"round {number}/{self.plan.rounds}")
             finally:
                 self._stop_all()

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from .certificate import make_certificate
 from .machine import ask_version
+from .panels import OURS, PORTABLE
 from .processes import START_SECONDS, Failed, Place, Process, free_port, run
 
 
@@ -120,25 +121,39 @@ class Direct(System):
 
 
 class TrioTunnel(System):
-    name = "trio-tunnel"
+    name = OURS
     version_command = (sys.executable, "-m", "tunnel", "--version")
+    module = "tunnel"
 
     def set_up(self) -> None:
-        command = (sys.executable, "-m", "tunnel")
         listen = f"{self.stage.near.address}:{free_port()}"
         state = str(self.folder / f"state-{time.monotonic_ns()}")
-        options = ("--listen", listen, "--admin", "off", "--state-dir", state)
-        server = self.run("server", [*command, "serve", *options])
-        server.wait_said(r"(?m)^listening on \S+$")
+        server = self.serve("--listen", listen, "--admin", "off", "--state-dir", state)
         token = server.wait_said(r"TRIO_TUNNEL_TOKEN=(\S+)").group(1)
         pin = server.wait_said(r"--pin (\S+)").group(1)
+        self.connect(listen, "--pin", pin, "--state-dir", f"{state}-client", token=token)
+
+    def serve(self, *options: str) -> Process:
+        server = self.run("server", [sys.executable, "-m", self.module, "serve", *options])
+        server.wait_said(r"(?m)^listening on \S+:\d+")
+        return server
+
+    def connect(self, *options: str, token: str) -> None:
+        """Returns when all is published."""
         proxies = []
         for name, port in self._ports.items():
             proxies += ["-p", f"{name}=127.0.0.1:{port}:{self.service(name)}"]
-        client = [*command, "connect", listen, "--pin", pin, "--json", *proxies, "--state-dir", f"{state}-client"]
-        statuses = self.run("client", client, far=True, env={"TRIO_TUNNEL_TOKEN": token})
+        command = [sys.executable, "-m", self.module, "connect", *options, "--json", *proxies]
+        statuses = self.run("client", command, far=True, env={"TRIO_TUNNEL_TOKEN": token})
         for name in self._ports:
             statuses.wait_said(rf'(?m)^(?=.*"proxy_name": ?"{re.escape(name)}").*"status": ?"healthy"')
+
+
+class Portable(TrioTunnel):
+    """What plain Trio waits cost; measured only when named."""
+
+    name = PORTABLE
+    module = "tests.bench.portable"
 
 
 class Naive(System):

@@ -103,6 +103,35 @@ async def crowd(host: str, port: int, concurrency: float, seconds: float) -> dic
     return {**summary(times), "rate": len(times) / (trio.current_time() - began)}
 
 
+async def paced(host: str, port: int, rate: float, at_a_time: float, seconds: float) -> dict[str, float]:
+    """So many new visitors a second as long as no more than `at_a_time` are inside; `rate` counts the served.
+
+    A system that is too slow makes the next ones come later, which its `rate` tells; times begin when one comes.
+    """
+    times: list[float] = []
+    ends: list[float] = []
+    room = trio.Semaphore(int(at_a_time))
+
+    async def visit_and_leave() -> None:
+        own: list[float] = []
+        await visit_once(host, port, own)
+        if own:
+            times.extend(own)
+            ends.append(trio.current_time())
+        room.release()
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for number in range(int(rate * seconds)):
+            await trio.sleep_until(began + number / rate)
+            await room.acquire()
+            if trio.current_time() - began > seconds:
+                break
+            nursery.start_soon(visit_and_leave)
+    span = ends[-1] - ends[0] if len(ends) > 1 else math.inf
+    return {**summary(times), "rate": (len(ends) - 1) / span}
+
+
 async def steady(host: str, port: int, rate: float, seconds: float, talkers: float) -> dict[str, Any]:
     """So many new visitors a second, come what may, beside some that stay and ask all the time.
 
@@ -170,6 +199,7 @@ def main(argv: Sequence[str]) -> None:
         "burst": burst,
         "one-by-one": one_by_one,
         "crowd": crowd,
+        "paced": paced,
         "steady": steady,
         "arrive": arrive,
     }
