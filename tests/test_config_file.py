@@ -81,6 +81,7 @@ def error_of(call: Any, *args: Any, **options: Any) -> tuple[Mistake, ...]:
 FULL_SERVER = f"""
 bind_addr = "::1"
 bind_port = 9443
+proxy_protocol_from = ["10.0.0.0/8", "192.0.2.7", "2001:DB8::/32"]
 state_dir = "state"
 [tls]
 cert_file = "cert.pem"
@@ -155,6 +156,7 @@ def test_a_server_file_with_every_key_gives_just_that(folder: Path) -> None:
     )
     assert load_server(write(folder, FULL_SERVER)) == ServerConfig(
         listen=(HostPort("::1", 9443),),
+        proxy_protocol_from=("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"),
         state_dir=folder / "state",
         cert_file=folder / "cert.pem",
         key_file=folder / "key.pem",
@@ -269,6 +271,11 @@ SERVER_MISTAKES = [
     ('listen = ["0.0.0.0", "0.0.0.0:8443"]', 1, "listen[1]", "is the address at listen[0] (line 1) too"),
     ('bind_addr = "::1"\nlisten = ["[::]"]', 1, "bind_addr", "stands beside listen"),
     ('listen = ["[::]"]\nbind_port = 1', 2, "bind_port", "stands beside listen"),
+    ("proxy_protocol_from = []", None, None, None),
+    ('proxy_protocol_from = "10.0.0.0/8"', 1, "proxy_protocol_from", "is a text, not a list"),
+    ('proxy_protocol_from = ["::1", "lb"]', 1, "proxy_protocol_from[1]", "is not an address or a CIDR"),
+    ('proxy_protocol_from = ["10.1.2.3/8"]', 1, "proxy_protocol_from[0]", "is an address within 10.0.0.0/8"),
+    ("proxy_protocol_from = [10]", 1, "proxy_protocol_from[0]", "is a number, not a text"),
     ('state_dir = "cert.pem"', 1, "state_dir", "is not a directory"),
     ('state_dir = "a\\u0000b"', 1, "state_dir", "is blank or has control characters"),
     ("tls = 1", 1, "tls", "is a number, not a table"),

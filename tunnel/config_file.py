@@ -34,7 +34,8 @@ from tunnel.toml_lines import KeyPath, Place
 
 Kind = Literal["server", "client"]
 TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  the name of a variable
-SERVER_KEYS = ("bind_addr", "bind_port", "listen", "clients", "bind_retry")  # these tell the kind of a file
+# These tell the kind of a file.
+SERVER_KEYS = ("bind_addr", "bind_port", "listen", "proxy_protocol_from", "clients", "bind_retry")
 CLIENT_KEYS = (
     "server", "servers", "resolve_seconds", "token_file", "pin", "ca_file", "cert_file", "key_file", "data_channels",
     "proxies",

@@ -4,6 +4,7 @@ A reader takes one parsed value and returns what it means, or raises ValueError(
 parsers of `addresses` do.
 """
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -113,6 +114,20 @@ def name(value: Any) -> str:
 def publish_addr(value: Any) -> str:
     """Reads a numeric address."""
     return check_publish_addr(text(value))
+
+
+def network(value: Any) -> str:
+    """Reads an address or a CIDR, as Python spells it."""
+    found = text(value)
+    try:
+        return str(ipaddress.ip_network(found))
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(found, strict=False)
+    except ValueError:
+        raise ValueError(f"{found!r} is not an address or a CIDR; write 10.0.0.0/8, or 10.0.0.7") from None
+    raise ValueError(f"{found!r} is an address within {meant}; write {meant}, or {found.partition('/')[0]} alone")
 
 
 def host(value: Any) -> str:

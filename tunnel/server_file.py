@@ -23,7 +23,7 @@ from tunnel.config_sections import (
     take_state_dir,
 )
 from tunnel.config_table import Findings, Spot, Table
-from tunnel.config_values import MAX_COUNT, host, host_port, name, number, publish_addr, text, whole
+from tunnel.config_values import MAX_COUNT, host, host_port, name, network, number, publish_addr, text, whole
 from tunnel.messages import MAX_PROXIES
 
 MAX_LISTEN = 16  # addresses; one for each family and way into a host is far fewer
@@ -38,6 +38,7 @@ def read_server(table: Table, base: Path) -> ServerConfig:
     cert_file, key_file = _pair(tls, base)
     return ServerConfig(
         listen=_listen(table),
+        proxy_protocol_from=table.many("proxy_protocol_from", network, ()),
         state_dir=take_state_dir(table, base),
         cert_file=cert_file,
         key_file=key_file,

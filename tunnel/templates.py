@@ -69,6 +69,10 @@ bind_addr = "0.0.0.0"  # where clients connect to; "::" for IPv6
 bind_port = 8443
 # Instead, for several addresses: listen = ["0.0.0.0:8443", "[::]:8443"]
 
+# Balancers in front of this server, if there are: each of their connections must begin with a PROXY header (version 1
+# or 2), and the address in it is whom failed logins are held against. From anybody else the header is refused.
+#proxy_protocol_from = ["10.0.0.0/8", "192.0.2.7"]
+
 # Certificate, key and admin token made by the server itself live here.
 #state_dir = "/var/lib/trio-tunnel"
 
