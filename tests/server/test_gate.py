@@ -147,7 +147,7 @@ async def echo(stream):
 
 
 @asynccontextmanager
-async def open_house(files, limits=QUICK):
+async def open_house(files, limits=QUICK, **more):
     """A server with one healthy client, whose proxy must answer throughout; at the end nothing else may be left."""
     config = ServerConfig(
         listen=(HostPort("127.0.0.1", 0),),
@@ -155,6 +155,7 @@ async def open_house(files, limits=QUICK):
         key_file=files / "key.pem",
         clients=grants(),
         limits=limits,
+        **more,
     )
     with trio.fail_after(40):
         async with trio.open_nursery() as nursery, open_server(config) as server:

@@ -56,9 +56,9 @@ def _v1_source(header: bytes) -> str | None:
     if not header.endswith(b"\r\n"):
         raise ValueError("does not end in CRLF")
     words = header[:-2].split(b" ")
-    if words[1:2] == [b"UNKNOWN"]:
+    if words[:2] == [b"PROXY", b"UNKNOWN"]:
         return None  # what else it says is not to be read
-    if len(words) != 6 or words[1] not in (b"TCP4", b"TCP6"):
+    if len(words) != 6 or words[0] != b"PROXY" or words[1] not in (b"TCP4", b"TCP6"):
         raise ValueError("is no version 1 header")
     if not all(_PORT.fullmatch(port) and int(port) <= 65535 for port in words[4:]):
         raise ValueError("names no port")

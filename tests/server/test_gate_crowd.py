@@ -1,0 +1,422 @@
+"""Strangers at the gate: what they hold, what it costs them, who gets in all the same; and balancers' headers."""
+
+import errno
+import json
+import logging
+import socket
+from contextlib import ExitStack, asynccontextmanager
+
+import pytest
+import trio
+from attrs import evolve
+from test_gate import QUICK, client_context, files, open_descriptors, open_house, request, to_end, until
+from trio.testing import wait_all_tasks_blocked
+
+from tunnel.addresses import HostPort
+from tunnel.config import Limits, ServerConfig
+from tunnel.server.app import open_server
+from tunnel.server.gate import Gate
+from tunnel.server.penalties import Penalties
+from tunnel.tls import TlsStream
+
+__all__ = ["files"]  # the fixture
+
+HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32)
+SLOW = Limits()  # ten seconds for a handshake: nothing below is cut by a deadline
+WRONG = request(Authorization="Bearer wrong")
+
+
+def tcp(house, source="127.0.0.1"):
+    """127/8 gives as many sources as a test wants."""
+    sock = socket.create_connection(("127.0.0.1", house.server.where.port), source_address=(source, 0))
+    sock.setblocking(False)
+    return sock
+
+
+async def tls(house, source="127.0.0.1", header=b""):
+    sock = tcp(house, source)
+    sock.send(header)
+    stream = TlsStream(sock, client_context(), server_side=False, server_hostname="localhost")
+    try:
+        await stream.do_handshake()
+    except BaseException:
+        stream.abort()
+        raise
+    return stream
+
+
+async def ask(house, head, source="127.0.0.1", header=b""):
+    """The answer to a head: status, headers as text, and the JSON of its body."""
+    stream = await tls(house, source, header)
+    await stream.send_all(head)
+    with trio.fail_after(3):
+        answer = await to_end(stream)
+    stream.close()
+    headers, _, body = answer.partition(b"\r\n\r\n")
+    return int(headers.split()[1]), headers.decode().lower(), json.loads(body)
+
+
+async def is_closed_unheard(house, source):
+    try:
+        stream = await tls(house, source)
+    except (OSError, trio.BrokenResourceError):
+        return True
+    stream.abort()
+    return False
+
+
+@asynccontextmanager
+async def held(house, count_by_source, data):
+    """Connections that say `data` and no more, all of them accepted."""
+    before = house.gate.stats()["strangers"]
+    house.gate._strangers._admission.rand = lambda: 1.0  # the dice are for the newcomers
+    socks = [tcp(house, source) for source, count in count_by_source.items() for _ in range(count)]
+    try:
+        for sock in socks:
+            if data:
+                sock.send(data)
+        await until(lambda: house.gate.stats()["strangers"] >= before + len(socks))
+        yield socks
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+def refusals(house):
+    """Those that there were."""
+    return {reason: count for reason, count in house.gate.stats()["refusals"].items() if count}
+
+
+EIGHT_SOURCES = {f"127.0.0.{number}": 8 for number in range(2, 10)}
+
+
+@pytest.mark.parametrize("data", [b"", HALF_A_HELLO], ids=["silence", "half a ClientHello"])
+async def test_sixty_four_that_hold_a_handshake_hold_up_nobody_known(files, data):
+    """B38: they had all the places, and who came next waited ten seconds."""
+    async with open_house(files, SLOW) as house, held(house, EIGHT_SOURCES, data):
+        with trio.fail_after(1.0):
+            async with house.login():
+                pass
+        assert house.gate.stats()["strangers"] >= 64
+
+
+async def test_sixty_four_that_hold_a_handshake_leave_the_rest_to_chance_and_not_to_waiting(files):
+    async with open_house(files, SLOW) as house, held(house, EIGHT_SOURCES, HALF_A_HELLO):
+        with trio.fail_after(1.0):
+            assert (await ask(house, request("/"), "127.0.0.50"))[0] == 404
+
+
+async def test_in_a_crowd_who_was_silent_for_three_seconds_makes_room_for_a_newcomer(files, monkeypatch):
+    monkeypatch.setattr("tunnel.server.admission.PATIENCE_SECONDS", 0.1)
+    async with open_house(files, SLOW) as house:
+        async with held(house, {f"127.0.0.{number}": 7 for number in range(2, 10)} | {"127.0.0.20": 1}, b""):
+            house.gate._strangers._admission.rand = lambda: 0.0  # whoever meets a crowd is dropped
+            await trio.sleep(0.1)
+            assert (await ask(house, request("/"), "127.0.0.50"))[0] == 404
+        assert refusals(house) == {"crowded_out": 57, "not_found": 1}
+
+
+async def test_a_known_source_full_of_silence_gets_in_as_its_oldest_make_room(files, monkeypatch):
+    """B38"""
+    monkeypatch.setattr("tunnel.server.admission.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("tunnel.server.admission.PER_KNOWN_SOURCE", 20)
+    async with open_house(files, SLOW) as house, held(house, {"127.0.0.1": 20}, HALF_A_HELLO):
+        with trio.fail_after(2):
+            while await is_closed_unheard(house, "127.0.0.1"):
+                await trio.sleep(0.05)
+        async with house.login():
+            pass
+
+
+# What it costs
+
+
+async def guess(house, times, source):
+    return [(await ask(house, WRONG, source))[0] for _ in range(times)]
+
+
+async def test_who_guesses_tokens_is_closed_unheard_and_a_good_token_from_elsewhere_works(files):
+    """B40"""
+    async with open_house(files) as house:
+        assert set(await guess(house, 3, "127.0.0.2")) == {401}
+        with trio.fail_after(3):
+            while not await is_closed_unheard(house, "127.0.0.2"):
+                await guess(house, 1, "127.0.0.2")
+        assert refusals(house)["token_refused"] in (3, 4, 5)
+        assert 14.0 < house.gate._strangers._penalties.wait("127.0.0.2", trio.current_time()) < 25.0
+        stream = await tls(house, "127.0.0.3")
+        await stream.send_all(request())
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+        stream.close()
+        assert refusals(house)["penalty"] >= 1
+
+
+async def test_beside_a_guesser_behind_one_address_good_tokens_and_tickets_are_taken(files):
+    """B40: the guesser alone is told to wait."""
+    async with open_house(files) as house, house.login() as (_, welcome):
+        answers = [await ask(house, WRONG) for _ in range(6)]
+        assert [status for status, _, _ in answers[:2]] == [401, 401]
+        status, headers, body = answers[-1]
+        assert (status, body["reason"]) == (429, "token_refused")
+        wait = next(int(line.partition(":")[2]) for line in headers.split("\r\n") if line.startswith("retry-after:"))
+        assert 20 < wait <= 30
+        (await house.data_channel(welcome.tickets[0])).close()
+        async with house.login(epoch=2):
+            pass
+        assert house.gate.stats()["penalised_sources"] == 1
+        house.gate._strangers._penalties = Penalties()
+
+
+async def test_a_source_is_heard_in_spite_of_a_penalty_while_a_session_lives_there(files):
+    async with open_house(files) as house:
+        strangers = house.gate._strangers
+        for source in ("127.0.0.1", "127.0.0.2"):
+            strangers._penalties.add(source, 100.0, trio.current_time())
+        strangers._admission._known.clear()  # the hour since the login has passed
+        assert await is_closed_unheard(house, "127.0.0.2")
+        async with house.login():
+            pass
+        strangers._penalties = Penalties()
+
+
+COSTS = {
+    "silence": (b"", "silent", 5.0),
+    "half a ClientHello": (HALF_A_HELLO, "slow_handshake", 5.0),
+    "no TLS": (b"GET / HTTP/1.1\r\n\r\n", "tls", 1.0),
+}
+
+
+@pytest.mark.parametrize("what", COSTS)
+async def test_before_tls_each_way_to_come_to_nothing_is_counted_and_has_its_price(files, what):
+    data, reason, price = COSTS[what]
+    async with open_house(files) as house:
+        with tcp(house, "127.0.0.2") as sock:
+            sock.send(data)
+            await until(lambda: refusals(house) == {reason: 1})
+            await until(lambda: house.gate.stats()["strangers"] == 0)
+            assert owed(house, "127.0.0.2") == pytest.approx(price, abs=0.5)
+
+
+def owed(house, source):
+    debt = house.gate._strangers._penalties._debts.get(source)
+    return debt.ends - trio.current_time() if debt else 0.0
+
+
+HEADS = {
+    "silence": (b"", "slow_head", 5.0),
+    "half a head": (request()[:100], "slow_head", 5.0),
+    "no HTTP": (b"\0\r\n\r\n", "bad_request", 1.0),
+    "another path": (request("/"), "not_found", 1.0),
+    "a wrong token": (WRONG, "token_refused", 5.0),
+    "a wrong ticket": (request("/data"), "ticket_refused", 1.0),
+}
+
+
+@pytest.mark.parametrize("what", HEADS)
+async def test_inside_tls_each_way_to_come_to_nothing_is_counted_and_has_its_price(files, what):
+    head, reason, price = HEADS[what]
+    async with open_house(files) as house:
+        stream = await tls(house, "127.0.0.2")
+        await stream.send_all(head)
+        with trio.fail_after(3):
+            await to_end(stream)
+        stream.close()
+        await until(lambda: house.gate.stats()["strangers"] == 0)
+        assert refusals(house) == {reason: 1}
+        assert owed(house, "127.0.0.2") == pytest.approx(price, abs=0.5)
+
+
+async def test_who_leaves_without_a_word_owes_nothing_and_is_quickly_forgotten(files):
+    """A balancer's check, or the loser of a race of dials."""
+    async with open_house(files) as house:
+        for _ in range(20):
+            tcp(house, "127.0.0.2").close()
+        await until(lambda: refusals(house) == {"left": 20})
+        assert owed(house, "127.0.0.2") == 0.0
+
+
+async def test_who_breaks_off_in_the_midst_owes_a_second(files):
+    async with open_house(files) as house:
+        (await tls(house, "127.0.0.2")).abort()
+        await until(lambda: refusals(house) == {"left": 1})
+        await until(lambda: house.gate.stats()["strangers"] == 0)
+        assert owed(house, "127.0.0.2") == pytest.approx(1.0, abs=0.5)
+
+
+async def test_a_login_owes_nothing(files):
+    async with open_house(files) as house:
+        stream = await tls(house, "127.0.0.2")
+        await stream.send_all(request())
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+        stream.abort()
+        await until(house.is_quiet)
+        assert owed(house, "127.0.0.2") == 0.0
+        assert house.gate.stats()["logins"] == 3  # the healthy client's, with its channel, and this one
+
+
+async def test_what_is_told_of_many_sources_is_bounded(files, monkeypatch, caplog):
+    """B37"""
+    monkeypatch.setattr("tunnel.server.strangers.MAX_TOLD", 5)
+    caplog.set_level(logging.INFO)
+    async with open_house(files) as house:
+        for number in range(12):
+            await ask(house, WRONG, f"127.0.1.{number}")
+        assert refusals(house) == {"token_refused": 12}
+    told = [record.getMessage() for record in caplog.records if record.name == "tunnel.server.strangers"]
+    assert told == [f"a wrong token from 127.0.1.{number}" for number in range(6)]
+
+
+@pytest.mark.slow
+async def test_logins_of_one_client_that_wait_have_a_bound(files, monkeypatch):
+    """A good token is no licence to pile up."""
+    monkeypatch.setattr("tunnel.server.logins.MAX_WAITING", 2)
+    async with open_house(files, evolve(QUICK, heartbeat_seconds=10.0, login_seconds=10.0)) as house, house.login():
+        async with trio.open_nursery() as nursery:
+            statuses = []
+
+            async def come(number):
+                stream = await tls(house)
+                await stream.send_all(request(Trio_Tunnel_Instance=f"{number + 2:032x}"))
+                statuses.append((await stream.receive_some())[:12])
+                stream.close()
+
+            for number in range(5):
+                nursery.start_soon(come, number)
+        assert statuses.count(b"HTTP/1.1 503") == 3
+        assert refusals(house)["server_busy"] == 3
+        await until(house.is_quiet)
+
+
+# What befalls the gate itself
+
+
+class ShortListener:
+    """A listener whose accept fails so often."""
+
+    def __init__(self, listener, failures):
+        self.listener = listener
+        self.failures = failures
+        self.asked = 0
+
+    def accept(self):
+        self.asked += 1
+        if self.asked <= self.failures:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self.listener.accept()
+
+    def __getattr__(self, name):
+        return getattr(self.listener, name)
+
+
+@pytest.mark.slow
+async def test_out_of_descriptors_the_gate_pauses_says_so_once_and_goes_on(files, caplog):
+    """B39"""
+    async with open_house(files) as house:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            short = ShortListener(listener, 5)
+            with socket.create_connection(listener.getsockname()) as visitor:
+                began = trio.current_time()
+                with trio.fail_after(3):
+                    while short.asked < 6:
+                        await house.gate._accept(short, house.nursery)
+                assert trio.current_time() - began == pytest.approx(0.5, abs=0.2)
+                assert house.gate.stats()["strangers"] == 1
+                visitor.close()
+            await until(house.is_quiet)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "accepting connections pauses: Too many open files"
+    ]
+
+
+@pytest.mark.slow
+async def test_a_bug_behind_the_gate_is_told_once_a_minute_and_costs_its_connection(files, monkeypatch, caplog):
+    async def route(self, stream, head, stranger):
+        raise ExceptionGroup("several", [ZeroDivisionError("a bug"), ExceptionGroup("more", [KeyError("another")])])
+
+    async with open_house(files) as house:
+        monkeypatch.setattr(Gate, "_route", route)
+        for _ in range(5):
+            stream = await tls(house)
+            await stream.send_all(request())
+            await to_end(stream)
+            stream.close()
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert told.getMessage() == "a connection's task failed"
+    assert told.exc_info
+
+
+# Balancers
+
+
+def open_balanced(files, limits=QUICK, trusted=("127.0.0.2",)):
+    return open_house(files, limits, proxy_protocol_from=trusted)
+
+
+def v1(source):
+    return f"PROXY TCP4 {source} 198.51.100.1 56324 8443\r\n".encode()
+
+
+async def test_of_a_trusted_balancer_the_headers_source_counts_and_not_its_own(files):
+    async with open_balanced(files) as house:
+        for source in ("192.0.2.1", "192.0.2.2"):
+            status, _, _ = await ask(house, WRONG, "127.0.0.2", v1(source))
+            assert status == 401
+        await until(lambda: house.gate.stats()["strangers"] == 0)
+        assert (owed(house, "192.0.2.1") > 3, owed(house, "192.0.2.2") > 3) == (True, True)
+        assert owed(house, "127.0.0.2") == 0.0
+        house.gate._strangers._penalties.add("192.0.2.1", 20.0, trio.current_time())
+        with pytest.raises((OSError, trio.BrokenResourceError)):
+            await ask(house, WRONG, "127.0.0.2", v1("192.0.2.1"))
+        stream = await tls(house, "127.0.0.2", b"PROXY UNKNOWN\r\n")
+        await stream.send_all(request())
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+        assert house.gate._strangers._admission.is_known("127.0.0.2", trio.current_time())
+        stream.close()
+
+
+@pytest.mark.parametrize("data", [HALF_A_HELLO, b"PROXY TCP4 1.2.3.4\r\n", b"PROXY ", b""])
+async def test_a_trusted_balancer_without_a_good_header_is_refused_in_time(files, data, caplog):
+    async with open_balanced(files) as house:
+        with tcp(house, "127.0.0.2") as sock:
+            sock.send(data)
+            await until(lambda: refusals(house) == {"proxy_header": 1}, 2.0)
+        assert house.gate.stats()["strangers"] == 0
+    assert any("the PROXY header of 127.0.0.2 " in record.getMessage() for record in caplog.records)
+
+
+async def test_a_balancers_check_is_no_mistake(files, caplog):
+    async with open_balanced(files) as house:
+        tcp(house, "127.0.0.2").close()
+        await until(lambda: refusals(house) == {"left": 1})
+    assert not [
+        record for record in caplog.records if record.levelno >= logging.INFO and "PROXY" in record.getMessage()
+    ]
+
+
+async def test_from_anybody_else_the_header_is_no_tls(files):
+    async with open_balanced(files) as house:
+        with pytest.raises((OSError, trio.BrokenResourceError)):
+            await ask(house, WRONG, "127.0.0.3", v1("192.0.2.1"))
+        await until(lambda: refusals(house) == {"tls": 1})
+        assert owed(house, "192.0.2.1") == 0.0
+
+
+async def test_a_server_that_closes_leaves_no_socket_of_any_phase(files):
+    config = ServerConfig(
+        listen=(HostPort("127.0.0.1", 0),),
+        cert_file=files / "cert.pem",
+        key_file=files / "key.pem",
+        proxy_protocol_from=("127.0.0.2",),
+    )
+    before = open_descriptors()
+    with ExitStack() as socks, trio.fail_after(5):
+        async with open_server(config) as server:
+            for source, data in (("127.0.0.2", b"PROXY"), ("127.0.0.3", b""), ("127.0.0.3", HALF_A_HELLO)):
+                sock = socket.create_connection(("127.0.0.1", server.where.port), source_address=(source, 0))
+                socks.enter_context(sock).send(data)
+            gate = server._gate
+            await until(lambda: (gate.stats()["strangers"], gate._balancers._waiting) == (2, 1))
+            await wait_all_tasks_blocked(0.01)
+        assert open_descriptors() == before + 3
+        assert (gate.stats()["strangers"], gate._balancers._waiting) == (0, 0)
