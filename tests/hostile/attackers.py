@@ -72,7 +72,9 @@ class Attackers:
         return self.tally
 
     def _of(self, kinds: dict[Any, int]) -> dict[Any, int]:
-        return {attack: weight for attack, weight in kinds.items() if re.search(self.plan.only, attack.__name__)}
+        if not self.plan.only:
+            return {attack: weight for attack, weight in kinds.items() if weight}
+        return {attack: weight or 1 for attack, weight in kinds.items() if re.search(self.plan.only, attack.__name__)}
 
     async def _work_slowly(self, scope: trio.CancelScope) -> None:
         kinds = self._of(SLOW)

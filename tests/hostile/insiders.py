@@ -2,7 +2,7 @@
 attacker has its own."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,11 +13,12 @@ from tunnel.messages import Heartbeat, Hello, Message, ProxySet, ProxySpec, Retr
 from tunnel.messages import encode as encode_message
 from tunnel.tls import TlsStream
 
-from .assault import Assault, reset, until_end
+from .assault import Assault, Refused, reset, until_end
 from .wire import CLOSE, PING, fragment, frame, message, open_frame, text
 
 FLOOD_BYTES = 256 * 1024
 FLOOD_SECONDS = 1.0
+LONG_SECONDS = 5.0
 
 
 @asynccontextmanager
@@ -223,4 +224,65 @@ DATA_CHANNEL = {
     messages_of_no_bytes: 1,
     a_ticket_used_twice: 2,
 }
-INSIDE = {**CONTROL, **DATA_CHANNEL}
+
+
+# Not in the mix: who means to slow the others down, with a handful of data channels; see `--only long_flood`.
+
+
+async def _long_flood(assault: Assault, piece: bytes, channels: int) -> None:
+    async with logged_in(assault) as control, trio.open_nursery() as nursery:
+        tickets = (await greet(control))["tickets"][:channels]
+
+        async def one(ticket: str) -> None:
+            stream = await assault.upgraded("/data", ticket)
+            try:
+                while True:
+                    await stream.send_all(piece)
+            finally:
+                stream.abort()
+
+        for ticket in tickets:
+            nursery.start_soon(_until_cut, one, ticket)
+        await trio.sleep(LONG_SECONDS)
+        nursery.cancel_scope.cancel()
+
+
+async def _until_cut(flood: Callable[[str], Awaitable[None]], ticket: str) -> None:
+    try:
+        await flood(ticket)
+    except (Refused, trio.BrokenResourceError):
+        pass
+
+
+async def a_long_flood_of_single_bytes(assault: Assault) -> None:
+    await _long_flood(assault, message(frame(DATA | 1, 1, b"x") * 5000), 4)
+
+
+async def a_long_flood_of_empty_frames(assault: Assault) -> None:
+    await _long_flood(assault, message(frame(DATA, 1) * 5000), 4)
+
+
+async def a_long_flood_of_credit(assault: Assault) -> None:
+    await _long_flood(assault, message(frame(CREDIT | 1, 1) * 5000), 4)
+
+
+async def a_long_flood_of_empty_messages(assault: Assault) -> None:
+    await _long_flood(assault, message(b"") * 5000, 4)
+
+
+async def a_long_flood_of_heartbeats(assault: Assault) -> None:
+    async with logged_in(assault) as stream:
+        await stream.send_all(HELLO)
+        piece = words(Heartbeat(1)) * 50
+        with trio.move_on_after(LONG_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(until_end, stream, LONG_SECONDS)
+                while True:
+                    await stream.send_all(piece)
+
+
+LONG = dict.fromkeys((
+    a_long_flood_of_single_bytes, a_long_flood_of_empty_frames, a_long_flood_of_credit,
+    a_long_flood_of_empty_messages, a_long_flood_of_heartbeats,
+), 0)  # fmt: skip
+INSIDE = {**CONTROL, **DATA_CHANNEL, **LONG}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from .house import open_house
-from .insiders import INSIDE
+from .insiders import CONTROL, DATA_CHANNEL
 from .report import render, violations
 from .run import Options, run
 from .strangers import QUICK, SLOW
@@ -20,4 +20,4 @@ def test_five_hundred_hostile_connections_cost_the_healthy_nothing(tmp_path: Pat
         print(render(found))
         assert violations(found) == [], house.server.report()
     assert found.connections == 500
-    assert len(found.made) > 0.8 * len({**QUICK, **SLOW, **VISITS, **INSIDE})
+    assert len(found.made) > 0.8 * len({**QUICK, **SLOW, **VISITS, **CONTROL, **DATA_CHANNEL})
