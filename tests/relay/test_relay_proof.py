@@ -8,7 +8,7 @@ from test_relay_retire import answer, kinds
 
 from tunnel.errors import PeerLost
 from tunnel.frames import CREDIT, MOVE, PING, RETIRE, RST, control_message
-from tunnel.relay.batch import BATCH_BYTES
+from tunnel.relay.tempo import BATCH_BYTES
 
 pytestmark = pytest.mark.parametrize("poller", POLLERS)
 

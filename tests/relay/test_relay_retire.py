@@ -4,6 +4,7 @@ import random
 
 import pytest
 import trio
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from relay_rig import (
@@ -22,7 +23,9 @@ from test_relay_bytes import both_ways, receive_hashed, send_hashed
 from test_relay_law import Reader, frame, message, open_frame
 
 import tunnel.relay.batch as batch_module
+import tunnel.relay.tempo as tempo_module
 from tunnel.frames import CLOSE, DATA, FIN, MOVE, PONG, RETIRE, control_message
+from tunnel.relay.tempo import ALONE
 
 pytestmark = pytest.mark.parametrize("poller", POLLERS)
 MIB = 1024 * 1024
@@ -366,7 +369,7 @@ STEPS = st.lists(
 @settings(max_examples=40, deadline=None)
 async def test_whatever_moves_and_retires_every_byte_arrives_and_retired_channels_close(poller, delays, steps):
     with pytest.MonkeyPatch.context() as small:
-        small.setattr(batch_module, "READ_BYTES", 8 * 1024)
+        small.setattr(tempo_module, "ALONE", evolve(ALONE, read=8 * 1024))
         small.setattr(batch_module, "BULK_BYTES", 66_000)
         async with open_rig(poller, echo, channels=0) as rig:
             for delay in delays:

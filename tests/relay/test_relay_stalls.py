@@ -23,8 +23,8 @@ from test_relay_law import frame, message
 
 from tunnel.config import Limits
 from tunnel.frames import DATA, FIRST_WINDOW, PONG, control_message
-from tunnel.relay.channel import INBOUND_BYTES
 from tunnel.relay.session import MAX_OPENS_BYTES
+from tunnel.relay.tempo import ALONE
 
 pytestmark = pytest.mark.parametrize("poller", POLLERS)
 MIB = 1024 * 1024
@@ -91,7 +91,7 @@ async def test_a_channel_has_one_share_of_a_turn_however_much_waits(poller):
         with parts.sock:
             await trio.to_thread.run_sync(parts.sock.sendall, b"".join(pieces))
             await until(lambda: sum(shares) >= 800 * 60_000)
-        assert max(shares) < 4 * INBOUND_BYTES  # one as told, one of the turns before, each with its last read
+        assert max(shares) < 4 * ALONE.inbound  # one as told, one of the turns before, each with its last read
 
 
 async def test_windows_that_grew_leave_room_for_new_visitors(poller):

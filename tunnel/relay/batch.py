@@ -3,19 +3,15 @@
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tunnel.frames import DATA, FIN, FRAME, FRAME_HEAD, MAX_NUMBER, WS_ROOM, Abort
+from tunnel.frames import DATA, FIN, FRAME, FRAME_HEAD, Abort
+from tunnel.relay.tempo import BIG_BYTES, SMALL_BYTES
 
 if TYPE_CHECKING:
     from tunnel.relay.channel import Channel
     from tunnel.relay.stream import Stream
 
-READ_BYTES = 128 * 1024  # from one stream in one turn
-BATCH_BYTES = 256 * 1024  # of DATA in one turn; more costs cache, measured
-BATCH_END = WS_ROOM + BATCH_BYTES  # no further read begins behind it
-CAPACITY = BATCH_END + FRAME_HEAD + READ_BYTES  # the last read may pass it
 BULK_BYTES = 512 * 1024  # a stream that filled a read and has sent so much is bulk: it leaves the interactive one
 
-assert READ_BYTES < MAX_NUMBER
 _pack_head = FRAME.pack_into
 
 
@@ -27,7 +23,10 @@ def read_streams(channel: "Channel", queue: "deque[Stream]", count: int, end: in
     engine = channel.engine
     batch, view, bulk = engine.batch, engine.batch_view, channel.bulk
     moving = channel.session.moving
-    while count and end < BATCH_END:
+    share = engine.share
+    most, full = share.read, share.batch_end
+    has_small = has_big = False
+    while count and end < full:
         count -= 1
         stream = queue.popleft()
         if not stream.alive:
@@ -36,8 +35,8 @@ def read_streams(channel: "Channel", queue: "deque[Stream]", count: int, end: in
         if want <= 0:
             stream.queued = None  # parked; CREDIT brings it back
             continue
-        if want > READ_BYTES:
-            want = READ_BYTES
+        if want > most:
+            want = most
         stream.queued = False
         begin = end + FRAME_HEAD
         try:
@@ -56,16 +55,24 @@ def read_streams(channel: "Channel", queue: "deque[Stream]", count: int, end: in
             stream.credit -= size
             stream.bytes_read += size
             if size == want:
+                has_big = has_big or size >= BIG_BYTES
                 stream.queued = True
                 if stream.bytes_read > BULK_BYTES and not stream.is_bulk and moving.make_room(stream):
                     continue
                 bulk.append(stream)
-            elif stream.ending:  # its FIN stands next: told in this very batch, it saves a turn on both sides
-                stream.queued = True
-                queue.appendleft(stream)
-                count += 1
+            else:
+                if size < SMALL_BYTES:
+                    has_small = True
+                if stream.ending:  # its FIN stands next: told in this very batch, it saves a turn on both sides
+                    stream.queued = True
+                    queue.appendleft(stream)
+                    count += 1
         else:
             _pack_head(batch, end, FIN, stream.sid)
             end = begin
             stream.at_end()
+    if has_small:
+        engine.mixture.small_at = engine.turns
+    if has_big:
+        engine.mixture.big_at = engine.turns
     return end

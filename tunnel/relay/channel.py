@@ -19,11 +19,12 @@ from tunnel.frames import (
     control_message,
     put_message_head,
 )  # fmt: skip
-from tunnel.relay.batch import BATCH_BYTES, read_streams
+from tunnel.relay.batch import read_streams
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
 from tunnel.relay.pulse import FIRST_ROUND_TRIP, Pulse
 from tunnel.relay.strays import moved, stray
 from tunnel.relay.stream import Stream
+from tunnel.relay.tempo import BATCH_BYTES, BIG_BYTES, TIMID_INBOUND
 from tunnel.sockets import channel_options, reset
 from tunnel.tls import Detached, read_into
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STEP_BYTES = 64 * 1024  # BIOs never shrink, so they are filled and emptied in steps
-INBOUND_BYTES = 256 * 1024  # from one channel in one turn; more delays the others (1 MiB costs them a millisecond)
 
 # What a peer's RST may say of a visitor that was never served; any other reason cut one that was.
 REFUSALS = {
@@ -81,6 +81,7 @@ class Channel:
         self._ending = False  # their FIN has come: read until it is seen
         self._closing = False
         self._has_more = False  # waits in the engine's `rereads`
+        self._is_timid = False  # what it said took long: less at a time
         self._first_plaintext = parts.plaintext
 
     @property
@@ -117,8 +118,11 @@ class Channel:
         if event & (READ | READ_END | HANGUP):
             if event & (READ_END | HANGUP):
                 self._ending = True
-            if not self._has_more:  # else later in this turn, and once: several shares a turn would delay the others
-                self._read()
+            if not self._has_more:  # else when it is its session's turn
+                if self.engine.is_late:
+                    self._read_later()
+                else:
+                    self._read()
         elif event & ERROR:
             self.lost("the connection was reset")
         if event & WRITE and self._unsent:
@@ -143,11 +147,16 @@ class Channel:
     # Inbound
 
     def _read(self) -> None:
-        cipher, view = self.engine.cipher, self.engine.cipher_view
+        """Take this turn's share of what has come."""
+        engine = self.engine
+        view = engine.inbound_view
+        if self._is_timid:
+            view = view[:TIMID_INBOUND]
+        share = len(view)
         taken = 0
         while self.alive:
             try:
-                size = self.sock.recv_into(cipher)
+                size = self.sock.recv_into(view)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
@@ -158,21 +167,37 @@ class Channel:
                 return
             self.received += size
             if self.is_suspect:
-                self.is_suspect = False
-                self.session.judge_places()
-                self.session.moving.retry()
-            for begin in range(0, size, STEP_BYTES):
-                end = begin + STEP_BYTES
-                self._incoming.write(view[begin : end if end < size else size])
-                if not self._decrypt():
-                    return
-            taken += size
-            if size < len(cipher) and not self._ending:
-                return  # what comes next raises an edge; a FIN that came with these bytes would not
-            if taken >= INBOUND_BYTES:
-                self._has_more = True
-                self.engine.rereads.append(self)
+                self._spoke_again()
+            if not self._take_in(view, size):
                 return
+            taken += size
+            if size >= TIMID_INBOUND:
+                self._is_timid = engine.look_at_clock()
+                if size >= BIG_BYTES:
+                    engine.mixture.big_at = engine.turns
+            if size < share and not self._ending:
+                return  # what comes next raises an edge; a FIN that came with these bytes would not
+            if taken >= share:
+                self._read_later()
+                return
+
+    def _take_in(self, view: memoryview, size: int) -> bool:
+        """Decrypt `size` bytes and handle what they say; False when the channel has ended."""
+        for begin in range(0, size, STEP_BYTES):
+            end = begin + STEP_BYTES
+            self._incoming.write(view[begin : end if end < size else size])
+            if not self._decrypt():
+                return False
+        return True
+
+    def _spoke_again(self) -> None:
+        self.is_suspect = False
+        self.session.judge_places()
+        self.session.moving.retry()
+
+    def _read_later(self) -> None:
+        self._has_more = True
+        self.engine.rereads.add(self)
 
     def reread(self) -> None:
         """Go on reading where the last turn's share ended."""
@@ -313,6 +338,8 @@ class Channel:
         size = self._collect()
         if size:
             self._encrypt_batch(size)
+            if size >= BIG_BYTES:
+                self.engine.look_at_clock()
         if (self._controls or self._pong is not None) and not self._small:  # no ping overtakes a frame put before it
             self._encrypt_controls()
         if self._unsent:

@@ -14,14 +14,25 @@ from attrs import Factory, define, field
 
 from tunnel.config import Limits
 from tunnel.frames import FIRST_WINDOW, Abort
-from tunnel.relay.batch import CAPACITY
-from tunnel.relay.channel import INBOUND_BYTES, STEP_BYTES, Channel
+from tunnel.relay.channel import STEP_BYTES, Channel
 from tunnel.relay.deadlines import DeadlineQueue
 from tunnel.relay.listener import Listener
 from tunnel.relay.poller import Entry, Poller, available
 from tunnel.relay.pulse import DOUBT_SECONDS
 from tunnel.relay.session import RelaySession, Route
 from tunnel.relay.stream import Stream
+from tunnel.relay.tempo import (
+    ALONE,
+    BESIDE,
+    CAPACITY,
+    TURN_SECONDS,
+    WATCH_SECONDS,
+    Mixture,
+    Rota,
+    Share,
+    Watch,
+    offer_core,
+)
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +86,11 @@ class Engine:
         limits = limits or Limits()
         self.sessions: set[RelaySession] = set()
         self.stirred: list[Channel] = []  # have something to send
-        self.rereads: list[Channel] = []  # had more than a turn's share
-        self.cipher = bytearray(INBOUND_BYTES)
-        self.cipher_view = memoryview(self.cipher)
+        self.rereads: Rota[Channel] = Rota()  # had more than a turn's share
+        self.mixture = Mixture()
+        self.share = ALONE
+        self._inbound = memoryview(bytearray(ALONE.inbound))
+        self.inbound_view = self._inbound  # as long as the share
         self.plain_view = memoryview(bytearray(2 * STEP_BYTES))
         self.batch = bytearray(CAPACITY)  # filled, encrypted and empty again within one channel's pump
         self.batch_view = memoryview(self.batch)
@@ -94,6 +107,8 @@ class Engine:
         self.pauses = self._deadlines(SHORTAGE_SECONDS, Listener.resume)
         self.errors = 0  # caught by walls
         self.turns = 0
+        self.is_late = False  # this turn has taken long: who is not served yet has the next one
+        self._late_at = 0.0
         self._queues: tuple[DeadlineQueue[Any], ...] = (
             self.pings, self.pongs, self.doubts, self.dials, self.waits, self.half_closed, self.pauses,
         )  # fmt: skip
@@ -102,7 +117,8 @@ class Engine:
         self._arrived: dict[int, Member] = {}  # and who got such a number since: not to be told of those events
         self._poller: Poller = (poller or available()[0])()
         self.tells_errors = self._poller.tells_errors
-        self._linger = linger
+        self._linger = linger and self._poller.waits
+        self._watch = Watch()
         self._waker, wakee = socket.socketpair()
         self._waker.setblocking(False)
         self._wakee = _Wakee(wakee)
@@ -136,26 +152,56 @@ class Engine:
                     gc.collect()
                     gc.freeze()  # what exists by now stays: a full collection need not walk it again
                 task_status.started()
+                is_hot = False
                 while True:
-                    if self.stirred or self.rereads:
+                    if is_hot or self.stirred or self.rereads:
                         await trio.lowlevel.checkpoint()
                     else:
                         await self._poller.wait()
-                    if self.turn(0) and self._linger:
-                        self._take_more_turns()
+                    if self._linger:
+                        is_hot = self._take_turns()
+                    else:
+                        self.turn(0)
         finally:
             self.close()
 
-    def _take_more_turns(self) -> None:
-        """Traffic is hot: ask again before going back through Trio."""
+    def _take_turns(self) -> bool:
+        """Turns while there is traffic, for LINGER_SECONDS at most before others in this Trio run have theirs; False
+        when there was none any more."""
         end = self.now() + LINGER_SECONDS
-        while self.turn(0 if self.stirred or self.rereads else LINGER_WAIT) and self.now() < end:
-            pass
+        while True:
+            ready = self.turn(0) if self.stirred or self.rereads else self._handle(self._next_events())
+            if self.share is BESIDE and offer_core is not None:
+                offer_core()
+            if not ready and not (self.stirred or self.rereads):
+                return False
+            if self.now() >= end:
+                return True
+
+    def _next_events(self) -> list[tuple[int, int]]:
+        """What comes next, or nothing within LINGER_WAIT; watched for if that pays, else slept until."""
+        poll, now, watch = self._poller.poll, self.now, self._watch
+        if watch.pays and offer_core is not None:
+            end = now() + WATCH_SECONDS
+            while not (events := poll(0)):
+                if now() >= end:
+                    watch.was_in_vain()
+                    return poll(LINGER_WAIT)
+                offer_core()
+            watch.paid()
+            return events
+        began = now()
+        events = poll(LINGER_WAIT)
+        watch.slept(now() - began)
+        return events
 
     def turn(self, timeout: float) -> int:
         """Handle everything that is ready; returns how many sockets were."""
+        return self._handle(self._poller.poll(timeout))
+
+    def _handle(self, events: list[tuple[int, int]]) -> int:
         self.turns += 1
-        events = self._poller.poll(timeout)
+        self._begin_clock()
         entries = self._entries
         if self._left:
             self._left.clear()
@@ -170,22 +216,51 @@ class Engine:
             except Exception as exc:
                 self.wall(entry, exc)
         if self.rereads:
-            channels, self.rereads = self.rereads, []
-            for channel in channels:
+            self._reread()
+        if self.stirred:
+            self._begin_clock()
+            self._pump()
+        share = self.mixture.share(self.turns)
+        if share is not self.share:
+            self._change_share(share)
+        return len(events)
+
+    def _reread(self) -> None:
+        """One channel of each session that has more; those for whom it has got late are first in the next turn."""
+        for _ in range(len(self.rereads)):
+            channel = self.rereads.next()
+            try:
+                channel.reread()
+            except Exception as exc:
+                self.wall(channel, exc)
+            if self.is_late:
+                return
+
+    def _pump(self) -> None:
+        channels, self.stirred = self.stirred, []
+        for at, channel in enumerate(channels):
+            channel.stirred = False
+            if channel.alive:
                 try:
-                    channel.reread()
+                    channel.pump()
                 except Exception as exc:
                     self.wall(channel, exc)
-        if self.stirred:
-            channels, self.stirred = self.stirred, []
-            for channel in channels:
-                channel.stirred = False
-                if channel.alive:
-                    try:
-                        channel.pump()
-                    except Exception as exc:
-                        self.wall(channel, exc)
-        return len(events)
+            if self.is_late:
+                self.stirred = channels[at + 1 :] + self.stirred
+                return
+
+    def _change_share(self, share: Share) -> None:
+        self.share = share
+        self.inbound_view = self._inbound[: share.inbound]
+
+    def _begin_clock(self) -> None:
+        self.is_late = False
+        self._late_at = self.now() + TURN_SECONDS
+
+    def look_at_clock(self) -> bool:
+        """Called by who has just done much: whether this turn has taken so long that the rest is for the next one."""
+        self.is_late = self.now() >= self._late_at
+        return self.is_late
 
     def wall(self, member: Member, exc: Exception) -> None:
         """Around each socket and each channel: end that one, count it, go on."""

@@ -28,6 +28,7 @@ class Poller(Protocol):
     """Registered once for both directions; an event is told once, until the socket was exhausted (an edge)."""
 
     tells_errors: bool  # an ERROR bit comes with a failed connect; elsewhere SO_ERROR has to be asked
+    waits: bool  # `poll` can wait, or be asked again and again, outside Trio
 
     def register(self, fd: int, entry: Entry) -> None: ...
     def register_level(self, fd: int, entry: Entry) -> None:
@@ -45,6 +46,7 @@ class Poller(Protocol):
 
 class EpollPoller:
     tells_errors = True
+    waits = True
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -73,6 +75,7 @@ if sys.platform == "darwin":
 
     class KqueuePoller:
         tells_errors = False
+        waits = True
 
         def __init__(self) -> None:
             self._kqueue = select.kqueue()
@@ -119,6 +122,7 @@ class TrioPoller:
     """
 
     tells_errors = False
+    waits = False
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
