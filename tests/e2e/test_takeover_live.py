@@ -1,0 +1,95 @@
+"""Sessions that are cut off and replaced a hundred times, and what they leave at the server: B16."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from addresses import Forwarder
+from half_open import HalfOpen
+from processes import LOOPBACK, Server, Stage, can_listen, dial, free_port, resident_kib
+
+pytestmark = pytest.mark.slow
+
+ROUNDS = 1, 3, 100, 101
+SETTLE_SECONDS = 10.0  # a goodbye that nobody reads and a polite end take a second each
+
+
+class Figures:
+    """Of the server's process: tasks by Trio's own count, descriptors by the kernel's."""
+
+    def __init__(self, stage: Stage, server: Server, dumps: Path) -> None:
+        self._stage, self._server, self._dumps = stage, server, dumps
+
+    @property
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self._server.pid}/fd"))
+
+    def tasks(self) -> int:
+        before = set(self._dumps.glob("*.txt"))
+        self._server.send(signal.SIGUSR2)
+        (dump,) = self._stage.until(lambda: set(self._dumps.glob("*.txt")) - before, "a dump")
+        return int(re.search(r'"tasks": (\d+)', dump.read_text()).group(1))
+
+    @property
+    def kib(self) -> int:
+        return resident_kib(self._server.pid)
+
+    def listeners(self, port: int) -> int:
+        """Sockets that listen on the port, whoever's."""
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        return sum(fields[1].endswith(f":{port:04X}") and fields[3] == "0A" for fields in map(str.split, lines))
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="counts the server's sockets in /proc")
+def test_a_hundred_half_open_sessions_one_after_another_leave_one_and_nothing_else(stage: Stage) -> None:
+    """Connected, cut off with all sockets open, abandoned; the next one takes over at once."""
+    dumps = stage.new_path("dumps")
+    server = stage.serve("--profile-dir", dumps)
+    public = free_port()
+    figures = Figures(stage, server, dumps)
+    seen: list[tuple[int, int, int]] = []
+
+    def look() -> None:
+        if seen:
+            tasks, descriptors, _ = seen[0]
+            stage.until(lambda: figures.descriptors <= descriptors, "descriptors as after one", SETTLE_SECONDS)
+            stage.until(lambda: figures.tasks() <= tasks, "tasks as after one", SETTLE_SECONDS)
+        seen.append((figures.tasks(), figures.descriptors, figures.kib))
+        (session,) = server.stats()["sessions"]
+        assert [proxy["status"] for proxy in session["proxies"]] == ["healthy"]
+        assert figures.listeners(public) == 1
+        dial(public).close()
+
+    for times in ROUNDS:
+        with Forwarder(server.port) as forwarder:
+            client = HalfOpen(forwarder, token=server.token, ca_file=server.state / "server.crt", public=public)
+            client.run(times, look)
+        stage.until(lambda: server.stats()["sessions"] == [], "the last one is gone, too")
+        assert can_listen(public)
+    print("(tasks, descriptors, KiB) with the last one alive:", dict(zip(ROUNDS, seen, strict=True)))
+    assert server.stderr.count("client 'default' disconnected") == sum(ROUNDS)
+    assert len({one[:2] for one in seen}) == 1, "but for the last nothing is there"
+    assert seen[-1][2] < seen[1][2] + 24 * 1024, "some say goodbye to nobody at a time; 700 more added 10 MiB"
+    assert "Traceback" not in server.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="counts the server's sockets in /proc")
+def test_the_real_client_is_cut_off_three_times_and_takes_its_own_place(stage: Stage, echo_port: int) -> None:
+    """With beats of half a second, so that it notices soon; the server is behind the same silence."""
+    server = stage.serve(config="[limits]\nheartbeat_seconds = 0.5\n")
+    token = stage.run("token", "new", "lab", "--state-dir", server.state).stdout.split()[0]
+    public = free_port()
+    with Forwarder(server.port) as forwarder:
+        client = stage.connect(server, f"echo={LOOPBACK}:{public}:{echo_port}", where=forwarder.where, token=token)
+        client.wait_healthy("echo")
+        for _ in range(3):
+            lines = len(client.out)
+            forwarder.tell("freeze 0")
+            client.wait_status("echo", status="unhealthy", reason="session_lost", start=lines, seconds=5)
+            client.wait_healthy("echo", start=lines, seconds=5)
+            (session,) = server.stats()["sessions"]
+            assert [proxy["name"] for proxy in session["proxies"]] == ["echo"]
+            dial(public).close()
+        assert stage.report().count("Traceback") == 0
