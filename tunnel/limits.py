@@ -1,4 +1,4 @@
-"""What this process may hold: descriptors, and how many visitors fit in them."""
+"""What this process may hold: descriptors, and how many visitors and other sockets fit in them."""
 
 import sys
 
@@ -7,6 +7,7 @@ from attrs import evolve
 from tunnel.config import Limits
 
 RESERVED = 128  # descriptors kept for sessions, channels, handshakes, listeners, files
+APART = 192  # of them outside the relay: a hundred strangers at the gate, files, pipes, the admin address, dials
 
 
 def raise_descriptor_limit() -> int | None:
@@ -34,6 +35,13 @@ def visitor_bound(limits: Limits, descriptors: int | None = None) -> Limits:
     if descriptors is None:
         return limits
     return evolve(limits, max_visitors=max(descriptors - min(RESERVED, descriptors // 2), 1))
+
+
+def socket_bound(descriptors: int | None = None) -> int | None:
+    """How many sockets the relay may hold in all, visitors, listeners and channels; None where nobody knows a limit."""
+    if descriptors is None:
+        descriptors = raise_descriptor_limit()
+    return None if descriptors is None else max(descriptors - min(APART, descriptors // 2), 1)
 
 
 def stranger_bound(most: int) -> int:

@@ -19,10 +19,10 @@ from tunnel.client.session import ClientSession, Identity
 from tunnel.config import ClientConfig, ProxyConfig
 from tunnel.config_diff import Action, applied
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
-from tunnel.limits import visitor_bound
+from tunnel.limits import socket_bound, visitor_bound
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Welcome
 from tunnel.pool.figures import Figures
-from tunnel.relay import Engine
+from tunnel.relay import Engine, Room
 from tunnel.snapshot import EventStream, SessionView, Snapshot, utc_now
 from tunnel.version import __version__
 
@@ -46,7 +46,7 @@ class Client:
         self.events = EventStream()
         self.connection = Connection("connecting")
         self._dialer = make_dialer(config)  # may raise: before anything that would have to be closed
-        self.engine = Engine(visitor_bound(config.limits), linger=linger)
+        self.engine = Engine(visitor_bound(config.limits), linger=linger, room=Room(socket_bound()))
         self._resolver = Resolver(config.servers)
         self._turns = Turns(self._dialer, self._resolver)
         self._routes = RouteTable(config.proxies, dial_seconds=config.limits.dial_seconds)

@@ -22,8 +22,9 @@ from tunnel.relay.channel import Channel
 from tunnel.relay.engine import Engine
 from tunnel.relay.listener import Listener
 from tunnel.relay.pace import Pace
+from tunnel.relay.room import Room
 from tunnel.relay.session import RelaySession
 from tunnel.relay.stream import Stream
 from tunnel.relay.tally import Tally
 
-__all__ = ["Channel", "Engine", "Listener", "Pace", "RelaySession", "Stream", "Tally"]
+__all__ = ["Channel", "Engine", "Listener", "Pace", "RelaySession", "Room", "Stream", "Tally"]

@@ -19,6 +19,7 @@ from tunnel.relay.deadlines import DeadlineQueue
 from tunnel.relay.listener import Listener
 from tunnel.relay.poller import Entry, Poller, available
 from tunnel.relay.pulse import DOUBT_SECONDS
+from tunnel.relay.room import Room
 from tunnel.relay.session import RelaySession, Route
 from tunnel.relay.stream import Stream
 from tunnel.relay.tempo import (
@@ -81,7 +82,12 @@ class Engine:
     """
 
     def __init__(
-        self, limits: Limits | None = None, *, poller: Callable[[], Poller] | None = None, linger: bool = False
+        self,
+        limits: Limits | None = None,
+        *,
+        poller: Callable[[], Poller] | None = None,
+        linger: bool = False,
+        room: Room | None = None,
     ) -> None:
         limits = limits or Limits()
         self.sessions: set[RelaySession] = set()
@@ -97,6 +103,7 @@ class Engine:
         self.budget = Budget(limits.buffer_budget)
         self.max_streams = limits.max_visitors
         self.open_streams = 0
+        self.room = room or Room()
         self.full: set[Listener] = set()  # paused at a bound
         self.pings = self._deadlines(PING_SECONDS, Channel.ping)
         self.pongs = self._deadlines(PONG_SECONDS, Channel.unanswered)
@@ -131,8 +138,10 @@ class Engine:
     @property
     def is_full(self) -> bool:
         """No room for one more stream: descriptors or budget are used up."""
-        return self.budget.free < FIRST_WINDOW or (
-            self.max_streams is not None and self.open_streams >= self.max_streams
+        return (
+            self.budget.free < FIRST_WINDOW
+            or (self.max_streams is not None and self.open_streams >= self.max_streams)
+            or self.room.is_full(self.open_streams)
         )
 
     def attach(
@@ -330,6 +339,12 @@ class Engine:
         if self.full:
             self.look_at_bounds()
 
+    def fixture_left(self) -> None:
+        """A listener, a channel or a session ended, and its socket with it."""
+        self.room.fixtures -= 1
+        if self.full:
+            self.look_at_bounds()
+
     def look_at_bounds(self) -> None:
         """A bound is further away than it was: listeners that have room again go on."""
         for listener in list(self.full):
@@ -345,7 +360,7 @@ class Engine:
             self._last_full = now
             log.warning(
                 "new visitors wait: %d are inside, and that is the bound (limits: max_visitors, buffer_budget of 64 KiB"
-                " for each, or the client's max_visitors)",
+                " for each, the client's max_visitors, or the descriptors: ulimit -n)",
                 self.open_streams,
             )
 

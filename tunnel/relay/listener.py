@@ -126,5 +126,6 @@ class Listener:
             self.engine.full.discard(self)
             self.engine.pauses.discard(self)
             self.session.listeners.discard(self)
+            self.engine.fixture_left()
             self._sock.close()
             self.on_closed()

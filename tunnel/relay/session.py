@@ -67,6 +67,7 @@ class RelaySession:
 
     def __enter__(self) -> "RelaySession":
         self.engine.sessions.add(self)
+        self.engine.room.fixtures += 1
         return self
 
     def __exit__(
@@ -82,7 +83,14 @@ class RelaySession:
             self._walled(stream, partial(stream.abort, Abort.SESSION_ENDED))
         for channel in list(self.channels):
             self._walled(channel, channel.close)
-        self.engine.sessions.discard(self)
+        if self in self.engine.sessions:
+            self.engine.sessions.discard(self)
+            self.engine.fixture_left()
+
+    @property
+    def may_hold_more(self) -> bool:
+        """Whether there are descriptors for one more listener or channel of this session."""
+        return self.engine.room.allows(len(self.listeners) + len(self.channels))
 
     def _walled(self, member: "Member", end: Callable[[], None]) -> None:
         try:
@@ -97,6 +105,7 @@ class RelaySession:
         ends it."""
         channel = Channel(self, parts, masks=masks, place=place)
         self.channels.append(channel)
+        self.engine.room.fixtures += 1
         self.judge_places()
         self._on_lost[channel] = on_lost
         try:
@@ -126,6 +135,7 @@ class RelaySession:
     def channel_lost(self, channel: Channel, why: str, *, clean: bool) -> None:
         """Reset the streams that used it, either way; the peer is told on another channel, should it not know which."""
         self.channels.remove(channel)
+        self.engine.fixture_left()
         self.judge_places()
         other = self._pick()
         for stream in list(self.streams.values()):
@@ -289,6 +299,7 @@ class RelaySession:
         """
         listener = Listener(self, sock, index=index, version=version, tally=tally, on_lost=on_lost)
         self.listeners.add(listener)
+        self.engine.room.fixtures += 1
         listener.resume()
         self.engine.wake()
         return listener

@@ -13,9 +13,9 @@ from attrs import evolve
 from tunnel.addresses import HostPort
 from tunnel.config import ServerConfig
 from tunnel.errors import TunnelError
-from tunnel.limits import visitor_bound
+from tunnel.limits import socket_bound, visitor_bound
 from tunnel.messages import Farewell
-from tunnel.relay import Engine
+from tunnel.relay import Engine, Room
 from tunnel.server.certificate import Certificate, find_files, tls_part
 from tunnel.server.entrance import Entrance, bind_entrances
 from tunnel.server.gate import Gate
@@ -168,7 +168,7 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
         if config.admin is not None:
             registry.publish(Address(config.admin.host, config.admin.port, "", "its admin address"))
         events = EventStream()
-        engine = Engine(visitor_bound(config.limits), linger=linger)
+        engine = Engine(visitor_bound(config.limits), linger=linger, room=Room(socket_bound()))
         gate = Gate(
             config,
             context=lambda: certificate.context,

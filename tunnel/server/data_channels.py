@@ -31,8 +31,9 @@ async def take_data_channel(
         await stranger.refuse(stream, 426, "upgrade_required", "a data channel is a WebSocket")
         return
     stranger.login()
-    if len(session.relay.channels) >= MAX_CHANNELS:
-        await stranger.refuse(stream, 503, "too_many_channels", f"at most {MAX_CHANNELS} data channels for a session")
+    if not _has_room(session):
+        word = f"at most {MAX_CHANNELS} data channels for a session, or as many as the server has descriptors for"
+        await stranger.refuse(stream, 503, "too_many_channels", word)
         return
     try:
         with trio.fail_after(limits.head_seconds):
@@ -41,10 +42,14 @@ async def take_data_channel(
         stranger.is_late("slow_upgrade")
         raise
     stream.push_back(head.rest)
-    if session.ended.is_set() or len(session.relay.channels) >= MAX_CHANNELS:  # others came while it was answered
+    if session.ended.is_set() or not _has_room(session):  # others came while it was answered
         return
     parts = stream.detach()
     session.relay.add_channel(
         parts, masks=False, on_lost=partial(log.debug, "data channel ended: %s"),
         place=head.headers.get("trio-tunnel-place", "")[:MAX_PLACE],  # the client's own word for it, and its affair
     )  # fmt: skip
+
+
+def _has_room(session: Session) -> bool:
+    return len(session.relay.channels) < MAX_CHANNELS and session.relay.may_hold_more

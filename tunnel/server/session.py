@@ -290,6 +290,12 @@ class Session:
                 f"client '{self.client}' already has {self.grant.max_proxies} proxies; raise max_proxies at the server"
             )
             raise BindFailed(Reason.NOT_ALLOWED, word, final=True)
+        if not self.relay.may_hold_more:
+            word = (
+                f"client '{self.client}' has {len(self._listeners)} proxies, and the server no descriptors for more; "
+                "raise its limit there (ulimit -n, LimitNOFILE=)"
+            )
+            raise BindFailed(Reason.OUT_OF_DESCRIPTORS, word)
         sock, address = take_address(self.grant, spec, self._registry, listen)
         publication = Publication(address, HostPort(address.addr, address.port), self._registry)
         listener = self.relay.listen(
