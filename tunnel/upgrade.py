@@ -103,9 +103,7 @@ def switching_protocols(head: Head) -> bytes:
     ).encode()
 
 
-async def refuse(
-    stream: TlsStream, status: int, reason: str, message: str, *, retry_after: int | None = None
-) -> None:
+async def refuse(stream: TlsStream, status: int, reason: str, message: str, *, retry_after: int | None = None) -> None:
     """Answer with an error in JSON and end politely; `retry_after` is in seconds. The caller holds the deadline and
     closes the stream."""
     body = json.dumps({"reason": reason, "message": message}).encode()
