@@ -130,7 +130,14 @@ class Process:
     """One process. `out` and `err` are its lines so far; they grow while it runs."""
 
     def __init__(
-        self, stage: "Stage", name: str, argv: Sequence[str], *, env: dict[str, str], read: bool = True
+        self,
+        stage: "Stage",
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: dict[str, str],
+        read: bool = True,
+        stdin: bool = False,
     ) -> None:
         self.stage = stage
         self.name = name
@@ -138,8 +145,9 @@ class Process:
         self.err: list[str] = []
         self._new = threading.Condition()
         self.popen = subprocess.Popen(
-            argv, cwd=stage.folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+            argv, cwd=stage.folder, env=env, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
         self._readers = [
             threading.Thread(target=self._read, args=(pipe, lines), daemon=True)
             for pipe, lines in ((self.popen.stdout, self.out), (self.popen.stderr, self.err))
@@ -230,8 +238,9 @@ class Process:
         if self.popen.poll() is None:
             self.kill()
         self._join()
-        for pipe in (self.popen.stdout, self.popen.stderr):
-            pipe.close()
+        for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
+            if pipe is not None:
+                pipe.close()
 
     def report(self) -> str:
         code = self.popen.poll()
@@ -386,9 +395,9 @@ class Stage:
         finally:
             connection.close()
 
-    def watch(self, name: str, argv: Sequence[object]) -> Process:
-        """Start any other program."""
-        process = Process(self, name, [str(word) for word in argv], env=self._env(None))
+    def watch(self, name: str, argv: Sequence[object], *, stdin: bool = False) -> Process:
+        """Start any other program; with `stdin` it has one, which ends with this process."""
+        process = Process(self, name, [str(word) for word in argv], env=self._env(None), stdin=stdin)
         self.processes.append(process)
         return process
 
