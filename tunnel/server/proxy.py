@@ -180,9 +180,12 @@ class Proxy(Standing):
 
     def begin_anew(self, why: str) -> None:
         """Let go of the address, if it is held, and begin a round with what is known now. Visitors inside stay."""
+        if self.scope.cancel_called:
+            return
         if self._holding is not None:
             self._holding.release()
             self._holding = None
+            self._set(Status.UNHEALTHY, Reason.PENDING, f"The listener on {self.where} was closed: {why}")
         self._round.cancel(reason=why)
 
     def is_at(self, spec: ProxySpec) -> bool:
