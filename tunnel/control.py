@@ -6,7 +6,8 @@ What trio-websocket 0.12.2 does wrong, and what stands against it here:
   stand-in that keeps the exception, and the channel ends as `PeerLost`;
 - `wrap_server_stream` and `wrap_client_stream` wait for ever when the reader ends before the handshake: the stand-in
   ends that wait too, and a deadline stands above it;
-- `aclose()` may hang, or leave the descriptor open: the stream under it is always closed by us, within a second.
+- `aclose()` may hang, or leave the descriptor open: the stream under it is always closed by us, within a second;
+- a message of empty fragments has no end and no bound: `_Followed` counts them before they get there.
 """
 
 import logging
@@ -21,6 +22,7 @@ import wsproto.utilities
 
 from tunnel.addresses import HostPort
 from tunnel.errors import PeerLost, RemoteProtocolError
+from tunnel.fragments import FragmentBound
 from tunnel.messages import MAX_MESSAGE_BYTES, Message, decode, encode
 from tunnel.tls import TlsStream
 from tunnel.upgrade import refusal
@@ -59,6 +61,28 @@ class ControlChannel:
         if isinstance(text, bytes):
             raise RemoteProtocolError("a binary message on the control channel")
         return decode(text)
+
+
+class _Followed(trio.abc.Stream):
+    """The stream as the library sees it: one message of too many fragments ends it."""
+
+    def __init__(self, stream: TlsStream) -> None:
+        self._stream = stream
+        self._bound = FragmentBound()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data = await self._stream.receive_some(max_bytes)
+        self._bound.feed(data)
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class _ReaderHome:
@@ -141,7 +165,7 @@ async def open_server_control(stream: TlsStream) -> AsyncIterator[ControlChannel
 
     async def wrap(home: Any) -> trio_websocket.WebSocketConnection:
         request = await trio_websocket.wrap_server_stream(
-            home, stream, max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
+            home, _Followed(stream), max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
         )
         return await request.accept()
 
@@ -157,7 +181,7 @@ async def open_client_control(
 
     Raises `Refused` when the server answers with an error, `PeerLost` when it does not answer.
     """
-    any_stream: Any = stream  # annotated as TCP or Trio's TLS there; nothing but `trio.abc.Stream` is used
+    any_stream: Any = _Followed(stream)  # annotated as TCP or Trio's TLS there; nothing but `trio.abc.Stream` is used
     wrap = partial(
         trio_websocket.wrap_client_stream,
         stream=any_stream,

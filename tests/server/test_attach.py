@@ -230,7 +230,7 @@ async def test_losing_the_old_channel_in_the_midst_of_a_change_ends_the_session(
                 await couple.change()
 
         await asked.wait()
-        old._websocket._stream.abort()
+        old._websocket._stream._stream.abort()
         await couple.theirs.ended.wait()
         await until(lambda: couple.client._session not in (couple.ours, None))
 
@@ -427,7 +427,7 @@ async def test_losing_the_old_channel_with_another_attached_but_not_used_ends_th
     async with open_house(files) as house, house.login() as (control, welcome):
         session = lab(house)
         async with attach(house, welcome.session) as new:
-            control._websocket._stream.abort()
+            control._websocket._stream._stream.abort()
             await session.ended.wait()
             with trio.fail_after(2), pytest.raises(PeerLost):
                 await new.receive()

@@ -501,6 +501,20 @@ async def test_a_flood_with_nothing_read_stops_the_flooder_only(files, flood):
         stream.abort()
 
 
+async def test_a_message_without_end_ends_its_session_long_before_the_heartbeat_does(files):
+    """B37, B41"""
+    async with open_house(files, Limits(heartbeat_seconds=10.0)) as house:
+        stream = await house.tls()
+        await stream.send_all(request())
+        await stream.receive_some()
+        await stream.send_all(text(encode(Hello(1))))
+        await until(lambda: len(house.gate.sessions) == 2)
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(b"\x01\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 1500)
+        await until(house.is_quiet, 2.0)
+        stream.abort()
+
+
 def text(payload):
     body = payload.encode()
     head = bytearray(WS_ROOM)
