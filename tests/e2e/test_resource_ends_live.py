@@ -2,6 +2,7 @@
 notice, and when there is room again nobody has to be told. B39, B45."""
 
 import os
+import resource
 import socket
 import subprocess
 import time
@@ -133,15 +134,16 @@ def steady(stage: Stage, crowd: Crowd, what: str, *, at_least: int) -> int:
 Gather = Callable[[int, int], Crowd]
 
 
-@pytest.mark.parametrize("limits", ["", "[limits]\nmax_visitors = 100000\n"], ids=["by the bound", "by accept itself"])
+@pytest.mark.parametrize("how", ["by the bound", "by accept itself"])
 def test_a_server_of_256_descriptors_lets_the_rest_of_400_visitors_wait(
-    stage: Stage, echo_port: int, crowd: Gather, limits: str
+    stage: Stage, echo_port: int, crowd: Gather, how: str
 ) -> None:
-    """Once by the bound derived from the limit, once with that set too high, so that descriptors really run out."""
-    first = once_served(stage)
-    server = stage.serve(state=first.state, prefix=limited(f"-n {FEW}"), config=limits)
-    client = stage.connect(first, f"echo={LOOPBACK}:0:{echo_port}", where=server.where)
+    """Once by the bound derived from the limit, once with fewer descriptors than it was told, so that they run out."""
+    server = stage.serve(prefix=limited(f"-n {FEW}"))
+    client = stage.connect(server, f"echo={LOOPBACK}:0:{echo_port}")
     (port,) = client.wait_healthy("echo")
+    if how == "by accept itself":
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (FEW // 2 - 20, FEW))
     visitors = crowd(port, MANY)
     inside = steady(stage, visitors, "the server is full", at_least=64)
     assert inside + visitors.waiting == MANY  # nobody was sent away
@@ -150,7 +152,7 @@ def test_a_server_of_256_descriptors_lets_the_rest_of_400_visitors_wait(
     assert descriptors_of(server.pid) <= FEW
     assert share < LAZY
     visitors.assert_well()
-    if not limits:  # the bound leaves room for whoever must get in: an operator, a client
+    if how == "by the bound":  # it leaves room for whoever must get in: an operator, a client
         assert http_get(server.admin, "/healthz")[0] == 200
     began = time.monotonic()
     while visitors.waiting:
@@ -163,6 +165,7 @@ def test_a_server_of_256_descriptors_lets_the_rest_of_400_visitors_wait(
     stage.until(lambda: http_get(server.admin, "/healthz")[0] == 200, "the admin address answers")
     told = [line for line in server.err if "visitors wait" in line or "pauses" in line]
     assert 1 <= len(told) <= 3, told
+    assert any("Too many open files" in line for line in told) is (how == "by accept itself")
 
 
 def test_a_client_of_256_descriptors_turns_away_whom_it_cannot_serve_and_recovers(
@@ -180,6 +183,27 @@ def test_a_client_of_256_descriptors_turns_away_whom_it_cannot_serve_and_recover
     assert server.proxies()["echo"]["refused"] == {"over_limit": visitors.ended}
     visitors.leave()
     stage.until(lambda: echoes(port), "a new visitor is served")
+
+
+def test_a_client_with_hundreds_of_proxies_leaves_others_their_descriptors(stage: Stage, echo_port: int) -> None:
+    """B41: it has as many as may be, is told why not more, and nobody else notices."""
+    server = stage.serve(prefix=limited(f"-n {FEW}"))
+    first = stage.connect(server, f"echo={LOOPBACK}:0:{echo_port}")
+    (port,) = first.wait_healthy("echo")
+    greedy = stage.run("token", "new", "greedy", "--state-dir", server.state).stdout
+    many = [f"p{number}={LOOPBACK}:0:{echo_port}" for number in range(300)]
+    client = stage.connect(server, *many, token=greedy)
+    told = client.wait_status("p299", reason="out_of_descriptors")
+    assert "raise its limit there (ulimit -n" in told["error_message"]
+    healthy = sum(one["status"] == "healthy" for one in server.proxies().values())
+    print(f"{healthy} of 300 proxies, {descriptors_of(server.pid)} of {FEW} descriptors")
+    assert 16 <= healthy < FEW // 4
+    ask_echo(port)
+    other = stage.connect(
+        server, f"x={LOOPBACK}:0:{echo_port}",
+        token=stage.run("token", "new", "other", "--state-dir", server.state).stdout,
+    )  # fmt: skip
+    ask_echo(other.wait_healthy("x")[0])
 
 
 def test_at_the_end_of_the_buffers_new_visitors_wait_and_those_inside_keep_their_speed(
