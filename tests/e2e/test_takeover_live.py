@@ -12,7 +12,7 @@ from processes import LOOPBACK, Server, Stage, can_listen, dial, free_port, resi
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = 1, 3, 100, 101
+ROUNDS = 1, 3, 100
 SETTLE_SECONDS = 10.0  # a goodbye that nobody reads and a polite end take a second each
 
 
@@ -71,14 +71,14 @@ def test_a_hundred_half_open_sessions_one_after_another_leave_one_and_nothing_el
     print("(tasks, descriptors, KiB) with the last one alive:", dict(zip(ROUNDS, seen, strict=True)))
     assert server.stderr.count("client 'default' disconnected") == sum(ROUNDS)
     assert len({one[:2] for one in seen}) == 1, "but for the last nothing is there"
-    assert seen[-1][2] < seen[1][2] + 24 * 1024, "some say goodbye to nobody at a time; 700 more added 10 MiB"
+    assert seen[-1][2] < seen[1][2] + 24 * 1024, "dozens at a time say goodbye to nobody; 700 more add half of it"
     assert "Traceback" not in server.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="counts the server's sockets in /proc")
 def test_the_real_client_is_cut_off_three_times_and_takes_its_own_place(stage: Stage, echo_port: int) -> None:
-    """With beats of half a second, so that it notices soon; the server is behind the same silence."""
-    server = stage.serve(config="[limits]\nheartbeat_seconds = 0.5\n")
+    """With beats three times a second, so that it notices soon; the server is behind the same silence."""
+    server = stage.serve(config="[limits]\nheartbeat_seconds = 0.3\n")
     token = stage.run("token", "new", "lab", "--state-dir", server.state).stdout.split()[0]
     public = free_port()
     with Forwarder(server.port) as forwarder:

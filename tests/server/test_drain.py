@@ -1,4 +1,5 @@
-"""B21: a graceful stop, from either side, also keeps the visitor whose OPEN is still on its way to the client."""
+"""B21: a graceful stop, from either side, also keeps the visitor whose OPEN is still on its way to the client; and it
+ends when nobody is inside, be the other side there or not."""
 
 from functools import partial
 
@@ -10,7 +11,9 @@ from test_gate import QUICK, TOKENS, echo, files, grants, until
 import tunnel
 from tunnel.addresses import HostPort, Target
 from tunnel.config import DATA_CHANNELS, ClientConfig, ProxyConfig, ServerConfig
+from tunnel.messages import HeartbeatReply
 from tunnel.server.app import open_server
+from tunnel.server.session import Session
 
 __all__ = ["files"]  # the fixture
 
@@ -49,4 +52,28 @@ async def test_a_visitor_taken_in_just_before_is_served(files, side):
                 assert await visitor.receive_some() == b"inside"
                 await visitor.aclose()
                 await session.ended.wait()  # this one: the client may be back with another at once
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_client_whose_server_is_silent_does_not_use_up_its_time_for_nobody(files, monkeypatch):
+    reply = Session._reply
+    monkeypatch.setattr("tunnel.client.session.WITHDRAW_SECONDS", 0.2)
+    config = ServerConfig(
+        (HostPort("127.0.0.1", 0),), None, files / "cert.pem", files / "key.pem", clients=grants(), limits=QUICK
+    )
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery, open_server(config) as server:
+            proxy = ProxyConfig("echo", HostPort("127.0.0.1", 0), (Target("tcp", "127.0.0.1", 9),))
+            wanted = ClientConfig(
+                (HostPort("localhost", server.where.port),), TOKENS["home"], None, files / "ca.pem", (proxy,),
+                data_channels=ONE_CHANNEL,
+            )  # fmt: skip
+            async with tunnel.connect(wanted) as client:
+                await client.wait_healthy()
+                monkeypatch.setattr(
+                    Session, "_reply", lambda self, word: isinstance(word, HeartbeatReply) or reply(self, word)
+                )
+                began = trio.current_time()
+                await client.drain(30.0)
+                assert 0.2 <= trio.current_time() - began < 2
             nursery.cancel_scope.cancel()

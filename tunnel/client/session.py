@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 WELCOME_SECONDS = 10.0
 WRITE_SECONDS = 30.0  # for one message; a server that does not read for so long is gone
+WITHDRAW_SECONDS = 5.0  # for the word that the listeners are closed; a server that is away will not say it
 MAX_OUTBOX = 4096  # messages waiting: health of a thousand proxies, a few times over
 HEARTBEAT_SECONDS = (0.05, 60.0)  # what we let a server ask of us
 
@@ -288,15 +289,17 @@ class ClientSession:
             self._checks.keep(self._routes.routes.values(), self._nursery)
 
     async def withdraw(self) -> None:
-        """Publish nothing any more: the listeners close, visitors inside go on. Returns once all inside are known here.
+        """Publish nothing any more: the listeners close, visitors inside go on. Returns once all inside are known here,
+        or the server is silent.
 
         The caller holds the deadline.
         """
         self.say(self._routes.empty_set())
         self._say_beat()
         mine = self._beats  # its answer: the listeners are closed
-        while self._answered < mine and self._nursery is not None:
-            await self._was_answered.wait()
+        with trio.move_on_after(WITHDRAW_SECONDS):
+            while self._answered < mine and self._nursery is not None:
+                await self._was_answered.wait()
         await trio.sleep(
             max((channel.round_trip for channel in self.relay.channels), default=0.0)
         )  # for the last OPENs
