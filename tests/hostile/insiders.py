@@ -271,14 +271,20 @@ async def a_long_flood_of_empty_messages(assault: Assault) -> None:
 
 
 async def a_long_flood_of_heartbeats(assault: Assault) -> None:
-    async with logged_in(assault) as stream:
-        await stream.send_all(HELLO)
-        piece = words(Heartbeat(1)) * 50
-        with trio.move_on_after(LONG_SECONDS):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(until_end, stream, LONG_SECONDS)
-                while True:
-                    await stream.send_all(piece)
+    """Whenever the server has had enough, from the beginning."""
+    piece = words(Heartbeat(1)) * 50
+    with trio.move_on_after(LONG_SECONDS):
+        while True:
+            assault.epoch += 1_000_000
+            async with logged_in(assault) as stream:
+                await stream.send_all(HELLO)
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(until_end, stream, LONG_SECONDS)
+                        while True:
+                            await stream.send_all(piece)
+                except* (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
 
 
 LONG = dict.fromkeys((
