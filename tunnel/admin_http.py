@@ -11,7 +11,7 @@ from typing import Any
 
 import h11
 import trio
-from attrs import Factory, frozen
+from attrs import Factory, field, frozen
 
 MAX_CONNECTIONS = 64  # a person, a few scrapers and dashboards; each costs at most a head, a body and an answer
 MAX_HEAD_BYTES = 16 * 1024
@@ -44,7 +44,7 @@ class Request:
     method: str
     path: str
     query: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)  # with the admin token
     body: bytes
 
 

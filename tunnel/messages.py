@@ -27,7 +27,7 @@ import math
 from enum import StrEnum
 from typing import Any, Union, get_args
 
-from attrs import frozen
+from attrs import field, frozen
 from cattrs import BaseValidationError, Converter
 from cattrs.gen import make_dict_structure_fn
 
@@ -120,7 +120,7 @@ class Hello:
 class Welcome:
     session: str
     client: str  # the name this token stands for
-    tickets: tuple[str, ...]
+    tickets: tuple[str, ...] = field(repr=False)  # each as good as a token, once, for seconds
     heartbeat_seconds: float
     software: str = ""
     features: tuple[str, ...] = ()  # what this server can do beyond the first of its version
@@ -171,7 +171,7 @@ class TicketRequest:
 
 @frozen
 class Tickets:
-    tickets: tuple[str, ...]
+    tickets: tuple[str, ...] = field(repr=False)
 
 
 @frozen

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import h11
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError
 from tunnel.tls import TlsStream
@@ -27,9 +27,9 @@ class Head:
 
     method: str
     path: str
-    headers: Mapping[str, str]
-    raw: bytes
-    rest: bytes
+    headers: Mapping[str, str] = field(repr=False)  # with the token
+    raw: bytes = field(repr=False)
+    rest: bytes = field(repr=False)
 
     @property
     def bearer(self) -> str:

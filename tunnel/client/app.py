@@ -102,7 +102,7 @@ class Client:
             connected=self._welcomed, heard=self._post, drained=self._drained,
         )  # fmt: skip
         try:
-            goodbye = await session.run(reached, identity)
+            self._part(await session.run(reached, identity))
         except Refused as exc:
             if _is_for_address(exc):
                 self._turns.refuse(reached.address)
@@ -112,7 +112,6 @@ class Client:
             raise
         finally:
             self._session = None
-        self._part(goodbye)
 
     def _is_wanted_elsewhere(self, why: TunnelError) -> TypeGuard[Refused]:
         """Whether one address refused us, and another might not: `servers` may name a stranger by mistake."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from tunnel.client.channels import Channels, Tickets
 from tunnel.client.checks import Checks
@@ -61,7 +61,7 @@ HEARTBEAT_SECONDS = (0.05, 60.0)  # what we let a server ask of us
 class Identity:
     """Who we are to the server: the secret, this process, and which of its sessions this is."""
 
-    token: str
+    token: str = field(repr=False)
     instance: str
     epoch: int
 
