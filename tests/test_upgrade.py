@@ -26,6 +26,8 @@ HEAD = (
 class Pieces:
     """Stands in for a `TlsStream`: gives what it was given, then the end; keeps what it was sent."""
 
+    refused = None
+
     def __init__(self, *pieces, broken=False):
         self._pieces = list(pieces)
         self._broken = broken
