@@ -8,6 +8,7 @@ Moments are seconds of the system's monotonic clock, which all processes of a ma
 import socket
 import sys
 import time
+from contextlib import suppress
 
 PAUSE_SECONDS = 0.1
 
@@ -28,7 +29,7 @@ def serve(host: str, port: int) -> None:
         print("ready", flush=True)
         while True:
             sock, _ = listener.accept()
-            with sock:
+            with sock, suppress(ConnectionResetError):
                 while data := sock.recv(100):
                     sock.sendall(data)
 
