@@ -53,6 +53,10 @@ class House:
         else:
             self.start_client()
 
+    def assert_state_is_readable(self) -> None:
+        """By the commands that people use on it, the token that was made first among what they find."""
+        assert "default" in self.stage.run("token", "list", "--state-dir", self.server.state).stdout
+
     def is_served(self) -> bool:
         """Whether a visitor is answered."""
         try:

@@ -43,6 +43,7 @@ def kill_again_and_again(house: House, *, times: int, seed: int = 1) -> Found:
                     return found
                 time.sleep(LOOK_SECONDS)
             found.away[side].append(time.monotonic() - began)
+    house.assert_state_is_readable()
     return found
 
 

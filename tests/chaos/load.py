@@ -83,7 +83,9 @@ class Load:
             if await _exactly(stream, len(word)) != word:
                 raise Lie("another echo")
             if stay:
-                await trio.sleep(stay)
+                with trio.move_on_after(stay):
+                    heard = await stream.receive_some()  # a reset is noticed at once, and another takes the place
+                    raise Lie(f"{len(heard)} bytes that nobody asked for")
                 await stream.send_all(word)
                 if await _exactly(stream, len(word)) != word:
                     raise Lie("another echo, after a while")

@@ -1,6 +1,7 @@
 """A run's tables, and the list of what it must not show."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from tables import at, table
 
@@ -51,6 +52,7 @@ def render(found: Found) -> str:
         f"client: {found.client_mib[0]:.1f} MiB before, {found.client_mib[1]:.1f} after",
         f"log lines the server wrote: {found.strangers_lines} of strangers, {found.clients_lines} of token holders;",
         *(f"  {many} × {words}" for words, many in found.wordiest),
+        f"the gate's own words: {_words(found.gate)}",
         f"newcomers' knocks until they were in: {_knocks(found.knocks)}",
         f"ends: {', '.join(f'{count} {end}' for end, count in sorted(found.ends.items(), key=lambda item: -item[1]))}",
         "",
@@ -78,6 +80,13 @@ def _weights(found: Found) -> Iterable[tuple[str, ...]]:
     yield "resident MiB", f"{before.resident_mib:.1f}", f"{found.peak_mib:.1f}", f"{after.resident_mib:.1f}"
     yield "descriptors", str(before.descriptors), str(found.peak_descriptors), str(after.descriptors)
     yield "tasks", str(before.tasks), "", str(after.tasks)
+
+
+def _words(gate: dict[str, Any]) -> str:
+    flat: dict[str, Any] = {}
+    for key, value in gate.items():
+        flat |= value if isinstance(value, dict) else {key: value}
+    return ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in flat.items() if value) or "none"
 
 
 def _knocks(knocks: list[int]) -> str:

@@ -47,6 +47,7 @@ class Found:
     strangers_lines: int  # logged by the server during the attack, of those without a token
     clients_lines: int  # and of those with one
     wordiest: list[tuple[str, int]]  # which lines, with * for what differs
+    gate: dict[str, int]  # the server's own count of why connections came to nothing
     made: dict[str, int]
     ends: dict[str, int]
     held: dict[str, float]
@@ -85,6 +86,7 @@ def run(house: House, options: Options) -> Found:
             clients_lines=len(clients),
             wordiest=Counter(map(_gist, lines)).most_common(6),
             ended=ended,
+            gate=house.server.stats().get("gate", {}),
             **tally,
         )
     finally:
