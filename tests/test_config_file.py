@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ state_dir = "state"
 [tls]
 cert_file = "cert.pem"
 key_file = "key.pem"
+client_ca_file = "ca.pem"
+min_version = "1.2"
 [[clients]]
 name = "home"
 token_sha256 = "{DIGEST.upper()}"
@@ -94,6 +97,7 @@ allow_addrs = ["0.0.0.0", "::"]
 allow_names = ["web", "ssh"]
 max_proxies = 10
 max_visitors = 20
+max_visitor_rate = 0.5
 [[clients]]
 name = "lab"
 token_sha256 = "{"00" * 32}"
@@ -115,6 +119,8 @@ server = "tunnel.example.com:9443"
 token_file = "home.token"
 pin = "{PIN}"
 ca_file = "ca.pem"
+cert_file = "cert.pem"
+key_file = "key.pem"
 state_dir = "state"
 data_channels = 3
 [[proxies]]
@@ -141,6 +147,8 @@ target = "22"
 listen = "127.0.0.1"
 [limits]
 dial_seconds = 4.5
+[tls]
+min_version = "1.2"
 """
 
 
@@ -153,6 +161,7 @@ def test_a_server_file_with_every_key_gives_just_that(folder: Path) -> None:
         allow_names=("web", "ssh"),
         max_proxies=10,
         max_visitors=20,
+        max_visitor_rate=0.5,
     )
     assert load_server(write(folder, FULL_SERVER)) == ServerConfig(
         listen=(HostPort("::1", 9443),),
@@ -164,6 +173,8 @@ def test_a_server_file_with_every_key_gives_just_that(folder: Path) -> None:
         bind_retry=RetryPolicy(initial_delay=1, factor=1.5, max_delay=9, max_retries=0, jitter=0.5),
         admin=HostPort("127.0.0.1", 9000),
         limits=Limits(drain_seconds=0, buffer_budget=1048576),
+        client_ca_file=folder / "ca.pem",
+        tls_min_version="1.2",
     )
 
 
@@ -183,6 +194,9 @@ def test_a_client_file_with_every_key_gives_just_that(folder: Path) -> None:
         state_dir=folder / "state",
         data_channels=attrs.evolve(DATA_CHANNELS, min=3),
         limits=Limits(dial_seconds=4.5),
+        cert_file=folder / "cert.pem",
+        key_file=folder / "key.pem",
+        tls_min_version="1.2",
     )
 
 
@@ -220,6 +234,34 @@ def test_every_example_in_what_init_writes_can_be_uncommented(folder: Path, kind
 @pytest.mark.parametrize("text", ["\ufeffbind_port = 1", "bind_port = 1\r\n[limits]\r\n"])
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(folder: Path, text: str) -> None:
     assert load_server(write(folder, text)).listen[0].port == 1
+
+
+def test_a_file_of_tls_alone_is_a_servers_where_it_names_a_certificate(folder: Path) -> None:
+    text = '[tls]\ncert_file = "cert.pem"\nkey_file = "key.pem"\n'
+    assert check_file(write(folder, text)) == CheckReport("server", (), ())
+    assert load_client(write(folder, '[tls]\nmin_version = "1.2"'), ClientOptions(("a",), token=TOKEN))
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_good"), [(0o600, True), (0o400, True), (0o640, True), (0o660, False), (0o604, False)]
+)
+def test_a_servers_key_may_be_read_by_its_group_and_a_clients_by_nobody(folder: Path, mode: int, is_good: bool) -> None:
+    (folder / "key.pem").chmod(mode)
+    pair = 'cert_file = "cert.pem"\nkey_file = "key.pem"\n'
+    assert bool(check_file(write(folder, "[tls]\n" + pair)).mistakes) is not is_good
+    assert bool(check_file(write(folder, SERVER + pair)).mistakes) is (mode & 0o077 > 0)
+
+
+def test_a_clients_pair_of_the_options_goes_over_that_of_the_file(folder: Path) -> None:
+    path = write(folder, SERVER + 'cert_file = "ca.pem"\nkey_file = "key.pem"\n')
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    config = load_client(path, ClientOptions(token=TOKEN, cert_file=cert, key_file=key))
+    assert (config.cert_file, config.key_file) == (cert, key)
+    key.chmod(0o644)
+    wrong = error_of(load_client, None, ClientOptions(("a",), token=TOKEN, cert_file=cert, key_file=key))
+    assert list(map(str, wrong)) == [f"--key-file: {key}: can be read by others (mode 0644); run: chmod 600 {key}"]
+    alone = error_of(load_client, None, ClientOptions(("a",), token=TOKEN, cert_file=cert))
+    assert [mistake.path for mistake in alone] == ["--key-file"]
 
 
 # What is refused
@@ -282,6 +324,16 @@ SERVER_MISTAKES = [
     ('[tls]\nkey_file = "key.pem"', 1, "tls.cert_file", "is missing"),
     ('tls = { cert_file = "no.pem", key_file = "key.pem" }', 1, "tls.cert_file", "names no file"),
     ('[tls]\ncert_file = "cert.pem"\nkey_file = "."', 3, "tls.key_file", "does not name a file"),
+    ('[tls]\ncert_file = "cert.pem"\nkey_file = "ca.pem"', 3, "tls.key_file", "can be read by others (mode 0644)"),
+    ('[tls]\nclient_ca_file = "no.pem"', 2, "tls.client_ca_file", "names no file"),
+    ('[tls]\nmin_version = "1.1"', 2, "tls.min_version", "is no TLS version"),
+    ("[tls]\nmin_version = 1.3", 2, "tls.min_version", "is a number, not a text"),
+    *(
+        (CLIENT.replace(DIGEST, sha256(nothing).hexdigest()), 3, "clients[0].token_sha256", "is the SHA-256 of nothing")
+        for nothing in (b"", b"\n")
+    ),
+    (CLIENT + "max_visitor_rate = 0", 4, "clients[0].max_visitor_rate", "is out of range"),
+    (CLIENT + 'max_visitor_rate = "5"', 4, "clients[0].max_visitor_rate", "is a text, not a number"),
     ("clients = 3", 1, "clients", "is a number, not a list"),
     ("clients = [3]", 1, "clients[0]", "is a number, not a table"),
     (CLIENT.replace("[[", "[").replace("]]", "]"), 1, "clients", "stands once, but is a list of tables"),
@@ -387,6 +439,10 @@ CLIENT_MISTAKES = [
     (SERVER + "token_file = 1", 2, "token_file", "is a number, not a text"),
     (SERVER + 'pin = "sha256:00"', 2, "pin", "is not a pin"),
     (SERVER + 'ca_file = "no.pem"', 2, "ca_file", "names no file"),
+    (SERVER + 'cert_file = "cert.pem"', 0, "key_file", "is missing"),
+    (SERVER + 'key_file = "key.pem"', 0, "cert_file", "is missing"),
+    (SERVER + 'cert_file = "cert.pem"\nkey_file = "ca.pem"', 3, "key_file", "can be read by others (mode 0644)"),
+    (SERVER + '[tls]\ncert_file = "cert.pem"', 3, "tls.cert_file", "is not a key here"),
     (SERVER + "data_channels = 0", 2, "data_channels", "is out of range"),
     (SERVER + PROXY.replace("[[", "[").replace("]]", "]"), 2, "proxies", "stands once, but is a list of tables"),
     (SERVER + PROXY.replace('name = "web"\n', ""), 2, "proxies[0].name", "is missing"),

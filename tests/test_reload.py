@@ -19,6 +19,7 @@ from tunnel.client.app import Client
 from tunnel.config import ClientConfig, Limits, ProxyConfig, ServerConfig
 from tunnel.config_diff import Action, DropProxy, NeedsRestart, SetBindRetry, SetProxy, SetTargets, diff
 from tunnel.config_file import ClientOptions, load_client
+from tunnel.errors import ConfigError, Mistake
 from tunnel.messages import ProxyStatusUpdate, Status
 from tunnel.reload import Reloader
 
@@ -135,6 +136,34 @@ async def test_a_file_with_mistakes_changes_nothing_and_each_is_told(
     reloader.request()
     await until_said(process, 8)
     assert [actions for _, actions in process.applied] == [[DropProxy("web"), DropProxy("ssh")]]
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_the_process_itself_finds_wrong_changes_nothing_and_what_is_good_is_told_on(
+    process: Process, nursery: trio.Nursery
+) -> None:
+    checked: list[tuple[Any, Any]] = []
+    read: list[int] = []
+
+    def check(running: ClientConfig, wanted: ClientConfig) -> None:
+        checked.append((running, wanted))
+        if not wanted.proxies:
+            raise ConfigError(Mistake("", 0, "tls", "", "cannot be", "mend it"))
+
+    files = Files(evolve(CLIENT, proxies=()))
+    reloader = Reloader(files.load, drain=process.drain)
+    nursery.start_soon(partial(reloader.run, CLIENT, process.apply, check=check, read=lambda: read.append(1)))
+    reloader.request()
+    await until_said(process, 2)
+    assert (process.applied, read, checked) == ([], [], [(CLIENT, files.found)])
+    assert process.said == [
+        ("ERROR", "tls: cannot be; mend it"),
+        ("ERROR", "the configuration was not changed: 1 mistake to mend"),
+    ]
+    files.found = CLIENT
+    reloader.request()
+    await until_said(process, 3)
+    assert read == [1]  # also where nothing has changed
     nursery.cancel_scope.cancel()
 
 

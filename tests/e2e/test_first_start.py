@@ -289,7 +289,7 @@ def test_a_ca_that_is_given_verifies_the_server_and_its_name(stage: Stage, echo_
     ca.cert_pem.write_to_path(stage.path("ca.pem"))
     other.cert_pem.write_to_path(stage.path("other.pem"))
     issued = ca.issue_cert("localhost")
-    issued.private_key_pem.write_to_path(stage.path("key.pem"))
+    stage.write("key.pem", issued.private_key_pem.bytes().decode())
     stage.path("cert.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     token = "lab-token-" + "x" * 30
     server = stage.serve(
