@@ -327,11 +327,19 @@ class Engine:
         (self._arrived if fd in self._left else self._entries)[fd] = entry
 
     def unregister(self, fd: int) -> None:
-        """Before closing it."""
+        """Hear no more of it."""
+        self._forget(fd)
+        self._poller.unregister(fd)
+
+    def closing(self, fd: int) -> None:
+        """Hear no more of it; in place of `unregister` for who closes it next, and has no copy of it."""
+        self._forget(fd)
+        self._poller.closing(fd)
+
+    def _forget(self, fd: int) -> None:
         if self._arrived.pop(fd, None) is None:
             del self._entries[fd]
         self._left.add(fd)
-        self._poller.unregister(fd)
 
     def stream_left(self, window: int) -> None:
         self.budget.give(window)

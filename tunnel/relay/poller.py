@@ -35,7 +35,10 @@ class Poller(Protocol):
         """For listeners: told again as long as it is readable."""
 
     def unregister(self, fd: int) -> None:
-        """Before the descriptor is closed: afterwards its number may be somebody else's."""
+        """For good or until it is registered again; before it is closed: then its number may be somebody else's."""
+
+    def closing(self, fd: int) -> None:
+        """In place of `unregister`, by who closes the descriptor at once and has no copy of it."""
 
     def poll(self, timeout: float) -> list[tuple[int, int]]: ...
     async def wait(self) -> None:
@@ -62,6 +65,9 @@ class EpollPoller:
 
     def unregister(self, fd: int) -> None:
         self._epoll.unregister(fd)
+
+    def closing(self, fd: int) -> None:
+        """The kernel forgets a descriptor with its last copy: a system call saved for each visitor, at each end."""
 
     async def wait(self) -> None:
         await trio.lowlevel.wait_readable(self._fd)
@@ -94,6 +100,9 @@ if sys.platform == "darwin":
                     self._kqueue.control([select.kevent(fd, which, select.KQ_EV_DELETE)], 0)
                 except FileNotFoundError:
                     pass  # a listener has no write filter
+
+        def closing(self, fd: int) -> None:
+            """As with epoll."""
 
         def poll(self, timeout: float) -> list[tuple[int, int]]:
             return [(event.ident, _from_kevent(event)) for event in self._kqueue.control(None, MAX_EVENTS, timeout)]
@@ -137,6 +146,8 @@ class TrioPoller:
         del self._entries[fd]
         self._ready.pop(fd, None)
         trio.lowlevel.notify_closing(fd)
+
+    closing = unregister
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         """`timeout` has no meaning here: lingering needs a real poller."""

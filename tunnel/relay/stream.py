@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunnel.relay.session import RelaySession
     from tunnel.relay.strays import Strays
 
+NONBLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)  # saves a system call where sockets can be born so
 JOINED_BYTES = 16 * 1024  # of data held for a slow local socket, kept in one piece
 _ENDING = READ_END | HANGUP
 _RARE = ERROR | _ENDING
@@ -208,7 +209,7 @@ class Stream:
         False, and nothing is changed, for a Unix socket whose backlog is full: that has to be tried again later.
         """
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = socket.socket(family, socket.SOCK_STREAM | NONBLOCKING)
         except OSError as exc:  # out of descriptors
             self.dial_failed(exc.errno or 0)
             return True
@@ -345,8 +346,11 @@ class Stream:
             self._shut()
 
     def _shut(self) -> None:
+        assert self.sock is not None
+        if self.ended and isinstance(self.sock, socket.socket):
+            self.finish()  # closing it says so, too
+            return
         try:
-            assert self.sock is not None
             self.sock.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             self.held = deque()  # TLS: what it took is not all with the kernel yet; the next edge tries again
@@ -399,7 +403,8 @@ class Stream:
             reset(self.sock)
 
     def _leave(self) -> bool:
-        """Leave every table; False if that was done before. Unregister comes before close: numbers are reused."""
+        """Leave every table; False if that was done before. The caller closes the socket, behind this: numbers are
+        reused."""
         if not self.alive:
             return False
         self.alive = False
@@ -417,7 +422,7 @@ class Stream:
         self.tally.leave(self)
         self.session.forget(self)
         if self.fd >= 0:
-            self.session.engine.unregister(self.fd)
+            self.session.engine.closing(self.fd)
             self.fd = -1
         self.held = None
         return True
@@ -426,7 +431,8 @@ class Stream:
 def _begin_connecting(sock: socket.socket, family: int, address: tuple[str, int] | str) -> int:
     """Start to connect; returns the error's number, EINPROGRESS among them, 0 if it is done."""
     try:
-        sock.setblocking(False)
+        if not NONBLOCKING:
+            sock.setblocking(False)
         if family == getattr(socket, "AF_UNIX", None):
             return sock.connect_ex(address)  # EAGAIN: its backlog is full, and it is not connecting
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -69,7 +69,7 @@ class Share:
     batch_end: int = field(default=Factory(lambda self: WS_ROOM + self.batch, takes_self=True))
 
 
-ALONE = Share(read=128 * 1024, batch=256 * 1024, inbound=256 * 1024)  # more costs cache, measured
+ALONE = Share(read=256 * 1024, batch=256 * 1024, inbound=256 * 1024)  # more costs cache, measured
 BESIDE = Share(read=64 * 1024, batch=64 * 1024, inbound=64 * 1024)  # bulk beside interactive streams
 TIMID_INBOUND = 16 * 1024  # from a channel that made a turn late: thousands of tiny frames
 
