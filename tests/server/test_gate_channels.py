@@ -2,8 +2,11 @@
 
 import pytest
 import trio
-from test_gate import SOON, Limits, files, open_house, request, until
+from test_gate import SOON, Limits, files, open_house, receive, request, until
 
+from tunnel.errors import Refused
+from tunnel.messages import TicketRequest, Tickets
+from tunnel.relay.room import FEW
 from tunnel.server.data_channels import MAX_PLACE
 from tunnel.tls import TlsStream
 
@@ -72,3 +75,20 @@ async def is_ended(stream):
                 return True
             heard += chunk
     return False
+
+
+@pytest.mark.slow
+async def test_with_no_descriptors_to_spare_a_session_has_a_few_channels_and_others_have_theirs(files):
+    async with open_house(files, Limits(heartbeat_seconds=10.0)) as house, house.login() as (control, welcome):
+        room = house.server.engine.room
+        room.most, before = 2, room.most
+        channels = [await house.data_channel(ticket) for ticket in welcome.tickets]
+        assert len(channels) == FEW
+        await control.send(TicketRequest(1))
+        (ticket,) = (await receive(control, Tickets)).tickets
+        with pytest.raises(Refused, match="as many as the server has descriptors for") as caught:
+            await house.data_channel(ticket)
+        assert (caught.value.reason, caught.value.trust) == ("too_many_channels", False)
+        room.most = before
+        for channel in channels:
+            channel.close()
