@@ -22,16 +22,19 @@ def main() -> int:
     parser.add_argument("--alone", type=float, default=10.0, help="seconds without the attack (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the attackers' dice (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="REGEX", help="attacks whose name it is found in")
+    parser.add_argument("--rounds", type=int, default=1, help="so many such runs, of one server (default: %(default)s)")
     told = parser.parse_args()
-    options = Options(told.connections, told.seconds, told.alone, told.seed, told.only)
+    all_wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder, open_house(Path(folder)) as house:
-        found = run(house, options)
-        wrong = violations(found)
-        if wrong:
+        for number in range(told.rounds):
+            found = run(house, Options(told.connections, told.seconds, told.alone, told.seed + number, told.only))
+            wrong = violations(found, is_warm=number > 0)
+            print(render(found))
+            print("\n" + ("\n".join(f"WRONG: {one}" for one in wrong) or "nothing was lost") + "\n", flush=True)
+            all_wrong += wrong
+        if all_wrong:
             print(house.server.report(), file=sys.stderr)
-    print(render(found))
-    print("\n" + ("\n".join(f"WRONG: {one}" for one in wrong) or "nothing was lost"))
-    return 1 if wrong else 0
+    return 1 if all_wrong else 0
 
 
 if __name__ == "__main__":
