@@ -35,11 +35,13 @@ def hold_to(grant: Grant, proxies: Iterable[Proxy]) -> None:
 
     The others are not touched; of too many the first ones stay. Visitors inside may finish.
     """
-    held = 0
+    places = grant.max_proxies
     for proxy in proxies:
-        may = held < grant.max_proxies and _is_allowed(grant, proxy)
-        held += may and proxy.is_held
-        if may is (proxy.reason is Reason.NOT_ALLOWED):
+        was_refused = proxy.reason is Reason.NOT_ALLOWED
+        may = places > 0 and _is_allowed(grant, proxy)
+        if may and (proxy.is_held or was_refused):  # one that waits for its port takes a place when it has it
+            places -= 1
+        if may is was_refused:
             proxy.begin_anew("what its client may do has changed")
 
 
