@@ -118,6 +118,16 @@ def test_a_new_token_of_a_revoked_name_leaves_the_old_one_dead(state: StateDir) 
     assert (find_grant(grants, old), find_grant(grants, new)) == (None, Grant("lab", hash_token(new), allow_ports=None))
 
 
+def test_a_copy_of_the_tokens_that_is_put_back_brings_no_revoked_one_back(state: StateDir) -> None:
+    """As a revoking leaves it that was killed, or met a full disk, between its two files."""
+    dead, good = state.new_token("lab"), state.new_token("office")
+    copy = (state.path / "tokens.json").read_bytes()
+    state.revoke_token("lab")
+    (state.path / "tokens.json").write_bytes(copy)
+    grants = Identities((), state).grants()
+    assert (find_grant(grants, dead), find_grant(grants, good)) == (None, Grant("office", hash_token(good), None))
+
+
 @pytest.mark.parametrize("name", ["tokens.json", "revoked.json"])
 def test_damaged_files_end_a_start_and_change_nothing_later(
     state: StateDir, name: str, caplog: pytest.LogCaptureFixture

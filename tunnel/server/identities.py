@@ -110,8 +110,11 @@ class Identities:
             for name in dead:
                 log.warning("client '%s' cannot log in: the token of its entry was revoked; give it another one", name)
         names, tokens = {grant.name for grant in self._clients}, {grant.token_sha256 for grant in self._clients}
+        spoken_for = (
+            tokens | self._revoked
+        )  # a revoking that was cut short, or a copy put back, leaves it among the made
         self._grants = entries + tuple(
-            grant for grant in self._made if grant.name not in names and grant.token_sha256 not in tokens
+            grant for grant in self._made if grant.name not in names and grant.token_sha256 not in spoken_for
         )
 
     def _end(self, session: Held) -> None:
