@@ -19,7 +19,7 @@ from tunnel.client.app import Client
 from tunnel.config import ClientConfig, Limits, ProxyConfig, ServerConfig
 from tunnel.config_diff import Action, DropProxy, NeedsRestart, SetBindRetry, SetProxy, SetTargets, diff
 from tunnel.config_file import ClientOptions, load_client
-from tunnel.errors import ConfigError, Mistake
+from tunnel.errors import ConfigError, Mistake, TunnelError
 from tunnel.messages import ProxyStatusUpdate, Status
 from tunnel.reload import Reloader
 
@@ -164,6 +164,30 @@ async def test_what_the_process_itself_finds_wrong_changes_nothing_and_what_is_g
     reloader.request()
     await until_said(process, 3)
     assert read == [1]  # also where nothing has changed
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_change_that_could_not_be_carried_out_is_tried_again_by_the_next_request(
+    process: Process, nursery: trio.Nursery
+) -> None:
+    """A certificate, say, that was replaced between the look at it and its use."""
+    broken = [TunnelError("cert.pem holds no certificate; put one there")]
+
+    def apply(config: Any, actions: Sequence[Action]) -> None:
+        if broken:
+            raise broken.pop()
+        process.apply(config, actions)
+
+    wanted = evolve(CLIENT, proxies=(WEB,))
+    reloader = Reloader(lambda: wanted, drain=process.drain)
+    nursery.start_soon(reloader.run, CLIENT, apply)
+    reloader.request()
+    await until_said(process, 1)
+    word = "the configuration was not changed: cert.pem holds no certificate; put one there; then send SIGHUP again"
+    assert process.said == [("ERROR", word)]
+    reloader.request()
+    await until_said(process, 3)
+    assert process.applied == [(wanted, [DropProxy("ssh")])]
     nursery.cancel_scope.cancel()
 
 

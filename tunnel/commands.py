@@ -1,6 +1,5 @@
 """What `serve` and `connect` do as processes: what is attended to beside the tunnel, what is shown, how they end."""
 
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from tunnel.client.table import TableView
 from tunnel.client.view import SessionState, View
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.config_diff import Action
-from tunnel.errors import TunnelError, unwrapped
+from tunnel.errors import unwrapped
 from tunnel.introduction import announce
 from tunnel.profile import Profile, relay_figures
 from tunnel.reload import C, Reloader
@@ -27,7 +26,6 @@ from tunnel.state import default_state_dir
 from tunnel.stopping import Stopping
 
 FORCED = 130  # exit code after a second signal
-log = logging.getLogger(__name__)
 
 
 @frozen(kw_only=True)
@@ -94,10 +92,7 @@ async def _serve(
 
 async def _reload(reloader: Reloader[ServerConfig], config: ServerConfig, server: Server) -> None:
     def apply(now: ServerConfig, _: Sequence[Action]) -> None:
-        try:
-            server.apply(now)
-        except TunnelError as exc:  # a file that was good when it was checked
-            log.error("the new configuration is not in force: %s; send SIGHUP again", exc)
+        server.apply(now)
 
     await reloader.run(config, apply, check=check_change, read=server.look_at_certificate)
 

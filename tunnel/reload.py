@@ -14,7 +14,7 @@ import trio
 
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.config_diff import Action, NeedsRestart, applied, diff
-from tunnel.errors import ConfigError
+from tunnel.errors import ConfigError, TunnelError
 
 C = TypeVar("C", ClientConfig, ServerConfig)
 
@@ -51,14 +51,18 @@ class Reloader(Generic[C]):
         read: Callable[[], None] = lambda: None,
     ) -> None:
         """Serve requests until cancelled. `running` is the configuration of the process so far; `apply` gets what it
-        shall be and how to get there, and must not fail. `check` gets both before, in a thread, and may raise
-        ConfigError; `read` is called after each reading that found no mistake."""
+        shall be and how to get there; where it raises TunnelError nothing has changed. `check` gets both before, in a
+        thread, and may raise ConfigError; `read` is called after each reading that found no mistake."""
         while True:
             await self._requested.wait()
             self._requested = trio.Event()  # before the files are read: who changes them later gets another reading
             wanted = await self._read(partial(check, running))
             if wanted is not None and not self._drain.is_set():
-                running = _change(running, wanted, apply)
+                try:
+                    running = _change(running, wanted, apply)
+                except TunnelError as exc:  # a file that was good when it was checked; the next request tries again
+                    log.error("the configuration was not changed: %s; then send SIGHUP again", exc)
+                    continue
                 read()
 
     async def _read(self, check: Callable[[C], None]) -> C | None:
