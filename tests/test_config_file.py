@@ -829,6 +829,36 @@ def test_a_token_file_that_is_no_secret_is_refused_everywhere(
     assert (in_file.line, in_file.path) == (checked.line, checked.path) == (2, "token_file")
 
 
+@pytest.mark.parametrize(
+    ("mode", "named", "is_good"),
+    [
+        (0o440, "credentials", True),
+        (0o444, "credentials", False),
+        (0o460, "credentials", False),
+        (0o440, "credentials/deeper", False),
+        (0o440, "cred", False),
+        (0o440, "", False),
+        (0o440, ".", False),
+    ],
+)
+def test_a_credential_of_systemd_may_show_the_groups_bit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, mode: int, named: str, is_good: bool
+) -> None:
+    """LoadCredential= makes files of mode 0400 with an ACL for the service's user, which looks like 0440."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", named if named in ("", ".") else str(folder / named))
+    (folder / "credentials").mkdir()
+    path = write_token(folder / "credentials", TOKEN, mode)
+    link = folder / "link.token"
+    link.symlink_to(path)
+    for way in (path, link, path.relative_to(folder)):
+        if is_good:
+            assert read_token_file(way) == TOKEN
+        else:
+            (mistake,) = error_of(read_token_file, way)
+            assert mistake.problem == f"can be read by others (mode {mode:04o})"
+
+
 def test_a_missing_token_file_is_a_warning_for_check_and_a_mistake_for_connect(folder: Path) -> None:
     config = write(folder, SERVER + 'token_file = "none.token"\n')
     report = check_file(config)

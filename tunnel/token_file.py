@@ -38,7 +38,7 @@ def check_token(text: str, source: str) -> str:
 
 
 def read_token_file(path: Path) -> str:
-    """The token in a file of one line that only its owner can read.
+    """The token in a file of one line that only its owner can read, or only this service (a systemd credential).
 
     Raises ConfigError; its cause is the OSError when the file could not be read at all.
     """
@@ -66,10 +66,18 @@ def exposed(path: Path, *, group: bool = False) -> tuple[str, str] | None:
 
 
 def _exposed(path: Path, mode: int, *, group: bool) -> tuple[str, str] | None:
+    group = group or _is_credential(path)
     if os.name != "posix" or not mode & (0o037 if group else 0o077):
         return None
     remedy = f"run: chmod {'640' if group else '600'} {shlex.quote(str(path))}"
     return f"can be read by others (mode {stat.S_IMODE(mode):04o})", remedy
+
+
+def _is_credential(path: Path) -> bool:
+    """Whether it is one of those that systemd passes to this service alone: the group's bit of their mode shows only
+    that an ACL names this user."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    return os.path.isabs(folder) and path.resolve().is_relative_to(Path(folder).resolve())
 
 
 def show_file(path: Path) -> str:
