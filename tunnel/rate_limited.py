@@ -1,4 +1,4 @@
-"""What a flood of records cannot flood: a logger, by the kind of record; and a log, by whose doing the records are."""
+"""What a flood cannot flood: a logger, by the kind of record; and what many share, such as a log, by who it is."""
 
 import logging
 import math
@@ -68,7 +68,7 @@ class _Window:
 
 @define(eq=False)
 class Quota:
-    """A share of the log for each of many parties: `burst` records at once, then `per_second`. Pure.
+    """A share for each of many parties, of the log or of logins: `burst` at once, then `per_second`. Pure.
 
     Past `max_parties` who was silent longest is forgotten, and begins with a full share.
     """
@@ -79,7 +79,7 @@ class Quota:
     _shares: "OrderedDict[str, _Share]" = field(factory=OrderedDict, init=False)  # who was heard last comes last
 
     def spend(self, party: str, now: float) -> int | None:
-        """Whether a record of this party may pass: how many did not since the last that did; None: this one neither."""
+        """Whether one more of this party may pass: how many did not since the last that did; None: this one neither."""
         share = self._shares.setdefault(party, _Share(self.burst, now))
         self._shares.move_to_end(party)
         if len(self._shares) > self.max_parties:

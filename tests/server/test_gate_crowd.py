@@ -14,6 +14,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from tunnel.addresses import HostPort
 from tunnel.config import Limits, ServerConfig
+from tunnel.errors import Refused
+from tunnel.rate_limited import Quota
 from tunnel.server.app import open_server
 from tunnel.server.gate import Gate
 from tunnel.server.penalties import Penalties
@@ -285,6 +287,27 @@ async def test_logins_of_one_client_that_wait_have_a_bound(files, monkeypatch):
         assert statuses.count(b"HTTP/1.1 503") == 3
         assert refusals(house)["server_busy"] == 3
         await until(house.is_quiet)
+
+
+@pytest.mark.slow
+async def test_a_client_that_logs_in_without_end_is_slowed_down_and_no_other(files, monkeypatch, caplog):
+    """A good token is no licence to keep the server at handshakes, either."""
+    shares = Quota(burst=5, per_second=0.0)
+    async with open_house(files) as house:
+        monkeypatch.setattr(house.gate._logins, "_shares", shares)
+        for epoch in range(1, 6):  # as a client that is killed as soon as it is there: each time it is in at once
+            async with house.login(epoch=epoch):
+                assert len(house.gate.sessions) == 2
+        for epoch in (6, 7):
+            with pytest.raises(Refused, match="client 'lab' has logged in 256 times") as no:
+                async with house.login(epoch=epoch):
+                    pass
+            assert (no.value.reason, no.value.trust) == ("server_busy", False)
+        assert shares.spend("home", trio.current_time()) == 0  # the healthy client's own
+        assert caplog.text.count("client 'lab' logs in again and again; refused beyond 2 times a second") == 1
+        shares.per_second = 1e6  # as if it had waited
+        async with house.login(epoch=8):
+            assert len(house.gate.sessions) == 2
 
 
 # What befalls the gate itself

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
+import trio
 from attrs import evolve, frozen
 
 from tunnel.backoff import Policy
@@ -11,6 +12,7 @@ from tunnel.config import Grant, ServerConfig
 from tunnel.logs import log_fields
 from tunnel.messages import Farewell
 from tunnel.protocol import EPOCH, INSTANCE
+from tunnel.rate_limited import Quota
 from tunnel.relay import Engine
 from tunnel.server.registry import Registry
 from tunnel.server.session import Session
@@ -23,6 +25,10 @@ from tunnel.upgrade import Head
 
 log = logging.getLogger(__name__)
 
+# Logins of one client, at once and then a second. A supervisor that restarts it without end comes less often, and of
+# some hundred sessions that are cut off one after another each is followed by the next at once; but a token is no
+# licence to keep the server at greetings and farewells.
+LOGINS, LOGINS_PER_SECOND = 256, 2.0
 MAX_WAITING = 16  # logins of one client that wait for its holder's word or end; a good token is no licence to pile up
 
 
@@ -48,6 +54,7 @@ class Logins:
         self._remember_port = remember_port
         self._sessions: dict[Session, None] = {}
         self._waiting: Counter[str] = Counter()  # of each client: logins that are being judged
+        self._shares = Quota(LOGINS, LOGINS_PER_SECOND)  # of each client
 
     def apply(self, bind_retry: Policy) -> None:
         """A new default for the rounds of bind retry that begin from now on; no await: all sessions have it or none."""
@@ -74,7 +81,7 @@ class Logins:
         stranger.login()
         newcomer = _Newcomer(grant, instance, int(epoch), head.headers.get("trio-tunnel-session"))
         with log_fields(client=grant.name):
-            refusal = await self._judge(newcomer)
+            refusal = self._why_too_often(grant.name, stranger) or await self._judge(newcomer)
             if refusal is not None:
                 await stranger.refuse(stream, refusal.status, refusal.reason, refusal.message)
                 return
@@ -82,6 +89,16 @@ class Logins:
             with stranger.living():
                 stream.push_back(head.raw)
                 await (self._host(stream, newcomer) if newcomer.wanted is None else self._attach(stream, newcomer))
+
+    def _why_too_often(self, name: str, stranger: Stranger) -> "_Refusal | None":
+        if self._shares.spend(name, trio.current_time()) is not None:
+            return None
+        word = "from %s client '%s' logs in again and again; refused beyond %g times a second: see what ends it there"
+        stranger.tell(logging.WARNING, word, name, LOGINS_PER_SECOND)
+        word = (
+            f"client '{name}' has logged in {LOGINS} times within minutes; it may {LOGINS_PER_SECOND:g} times a second"
+        )
+        return _Refusal(503, "server_busy", f"{word}; see what ends its sessions")
 
     async def _judge(self, newcomer: "_Newcomer") -> "_Refusal | None":
         """Why it cannot have its session; None if it can, now."""
