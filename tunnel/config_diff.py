@@ -107,7 +107,8 @@ class SetClients:
 
 @frozen
 class SetTls:
-    """A server's certificate, whom it asks for one, and the least version: for connections from now on."""
+    """A server's certificate, whom it asks for one, and the least version: for connections from now on. Where another
+    CA's certificates are asked for, the sessions end, and come back with one."""
 
     cert_file: Path | None
     key_file: Path | None

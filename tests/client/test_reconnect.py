@@ -266,6 +266,7 @@ ONCE = {
     "nonsense": ((0, 2, RemoteProtocolError("nonsense")), "nonsense", RemoteProtocolError),
     "draining": ((0, 2, DRAINING), "the server is stopping", PeerLost),
     "stopping": ((0, 2, Goodbye(Farewell.STOPPING)), "the server is stopping", PeerLost),
+    "renamed": ((0, 2, Goodbye(Farewell.STOPPING, "called 'lab' now")), "called 'lab' now", PeerLost),
     "replaced": ((0, 2, Goodbye(Farewell.REPLACED, "by lab-2")), "another client took over: by lab-2", Refused),
     "revoked": ((0, 2, Goodbye(Farewell.REVOKED)), "the token was revoked: revoked", Refused),
     "version": ((0, 2, Goodbye(Farewell.VERSION_UNSUPPORTED, "too old")), "too old", Refused),

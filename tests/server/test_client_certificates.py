@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 import trustme
+from attrs import evolve
 from test_gate import authority, files, grants, until
 
 import tunnel
@@ -116,6 +117,33 @@ async def test_a_client_that_was_refused_for_its_certificate_is_slow_to_try_agai
         await until(lambda: one.connection.state == "lost")
         assert one.connection.retry_in is not None
         assert one.connection.retry_in >= 15  # 30 s, less what chance takes away
+        nursery.cancel_scope.cancel()
+
+
+async def test_when_certificates_are_asked_for_only_who_has_one_comes_back_and_other_changes_end_nothing(
+    files: Path, tmp_path: Path
+) -> None:
+    """Turned on beside living sessions, by SIGHUP: nobody stays who came by less."""
+    pair, ca = write_pair(tmp_path, clients_authority()), tmp_path / "clients-ca.pem"
+    async with (
+        serving(files, tmp_path, client_ca_file=None) as server,
+        tunnel_of(client(server, files, pair)) as good,
+        tunnel_of(client(server, files, token="home-token")) as bare,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(good.run)
+        nursery.start_soon(bare.run)
+        await until(lambda: good.is_ready() and bare.is_ready())
+        before = server._gate.sessions
+        server.apply(evolve(server._config, client_ca_file=ca))
+        await until(lambda: bare.connection.retry_in is not None and bare.connection.retry_in >= 15)
+        assert bare.connection.detail.startswith("the server does not take this client's certificate: it wants one")
+        await until(lambda: good.is_ready() and len(server._gate.sessions) == 1)
+        (session,) = server._gate.sessions
+        assert session.client == "lab"
+        assert session not in before
+        server.apply(evolve(server._config, client_ca_file=None, tls_min_version="1.2"))
+        assert server._gate.sessions == (session,)
         nursery.cancel_scope.cancel()
 
 

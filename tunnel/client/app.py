@@ -72,11 +72,12 @@ class Client:
             self._move("connecting", self.connection.detail)
             self._reached_at, self._was_away = math.inf, False
             why: TunnelError | None = None
+            goodbye = ""
             try:
-                await self._one_session(once=once)
+                goodbye = await self._one_session(once=once)
             except (Refused, PeerLost, RemoteProtocolError) as exc:
                 why = exc
-            told = why or PeerLost("the server is stopping")
+            told = why or PeerLost(goodbye)
             if self._is_wanted_elsewhere(told):
                 self._refusal = told
                 self._lose(told, 0.0)
@@ -90,8 +91,8 @@ class Client:
             self._lose(told, delay)
             await trio.sleep(delay)
 
-    async def _one_session(self, *, once: bool) -> None:
-        """Returns after a goodbye that means: come back."""
+    async def _one_session(self, *, once: bool) -> str:
+        """Returns after a goodbye that means: come back; says why."""
         reached = await reach(self._turns.dial, failed=self._unanswered, once=once)
         self._reached_at = trio.current_time()
         self._epoch += 1
@@ -102,7 +103,7 @@ class Client:
             connected=self._welcomed, heard=self._post, drained=self._drained,
         )  # fmt: skip
         try:
-            self._part(await session.run(reached, identity))
+            return self._part(await session.run(reached, identity))
         except Refused as exc:
             if _is_for_address(exc):
                 self._turns.refuse(reached.address)
@@ -121,11 +122,13 @@ class Client:
         """Keep the connections to targets, in and between sessions, until cancelled."""
         await self._routes.run(task_status=task_status)
 
-    def _part(self, goodbye: Goodbye) -> None:
+    def _part(self, goodbye: Goodbye) -> str:
         word = goodbye.message or goodbye.reason.value
         match goodbye.reason:
-            case Farewell.DRAINING | Farewell.STOPPING:
-                pass  # `run` tries again
+            case Farewell.DRAINING:
+                return "the server is stopping"
+            case Farewell.STOPPING:
+                return goodbye.message or "the server is stopping"
             case Farewell.REPLACED:
                 raise Refused("identity_held", f"another client took over: {word}", trust=True)
             case Farewell.REVOKED:

@@ -96,6 +96,9 @@ class Server:
         if tls_part(config) != tls_part(self._config):
             self._certificate.use(find_files(config, self._state))  # alone can fail, and so comes first
             done.append("tls: connections from now on get the new certificate and rules")
+        if config.client_ca_file not in (None, self._config.client_ca_file):
+            self._ask_for_certificates()
+            done.append("tls: all sessions have ended, for their clients came without a certificate of the new CA")
         if config.bind_retry != self._config.bind_retry:
             self._gate.apply(config.bind_retry)
             done.append("bind_retry: counts for proxies without one of their own, from their next round of attempts on")
@@ -108,6 +111,12 @@ class Server:
             key_file=config.key_file, client_ca_file=config.client_ca_file, tls_min_version=config.tls_min_version,
         )  # fmt: skip
         return done
+
+    def _ask_for_certificates(self) -> None:
+        """Nobody stays who came by less: who has a certificate of the new CA is back at once."""
+        word = "the server wants a certificate of another CA from its clients now; come back with one"
+        for session in self._gate.sessions:
+            session.close(Farewell.STOPPING, word)
 
     def look_at_certificate(self) -> None:
         """Its files were changed, and are whole: take them over now, not when they have stood still for a while."""
