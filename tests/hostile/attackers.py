@@ -25,6 +25,7 @@ from .visitors import VISITS
 
 Attack = Callable[[Assault], Awaitable[None]]
 NICENESS = 10
+INSIDERS = 6  # with a good token, at a time
 LONGEST_SECONDS = 30.0  # for one connection, whatever it does
 
 
@@ -61,9 +62,9 @@ class Attackers:
         with trio.move_on_after(plan.seconds):
             async with trio.open_nursery() as nursery:
                 for _ in range(plan.quick_workers if outside else 0):
-                    nursery.start_soon(self._work, outside, "")
-                for token in plan.target.tokens if inside else ():
-                    nursery.start_soon(self._work, inside, token)
+                    nursery.start_soon(self._work, outside)
+                for number in range(INSIDERS if inside else 0):
+                    nursery.start_soon(self._work, inside, plan.target.tokens[number::INSIDERS])
                 slow = trio.CancelScope()
                 nursery.start_soon(self._work_slowly, slow)
                 while len(nursery.child_tasks) > 1:
@@ -81,13 +82,13 @@ class Attackers:
         with scope:
             async with trio.open_nursery() as nursery:
                 for _ in range(self.plan.slow_workers if kinds else 0):
-                    nursery.start_soon(self._work, kinds, "")
+                    nursery.start_soon(self._work, kinds)
 
-    async def _work(self, kinds: dict[Any, int], token: str) -> None:
+    async def _work(self, kinds: dict[Any, int], tokens: tuple[str, ...] = ("",)) -> None:
         while self._left > 0:
             self._left -= 1
             (attack,) = self._dice.choices(list(kinds), list(kinds.values()))
-            await self._attack(attack, token)
+            await self._attack(attack, self._dice.choice(tokens))
 
     async def _attack(self, attack: Attack, token: str) -> None:
         self._epoch += 1

@@ -120,7 +120,7 @@ class Newcomer:
             time.sleep(random.uniform(*KNOCK_SECONDS))
 
     def caller(self) -> Caller:
-        return Caller("a newcomer's login", self.once, lambda: 0.2)
+        return Caller("a newcomer's login", self.once, lambda: 0.5)  # as often as one client may for long
 
     def _log_in(self, source: str) -> None:
         raw = socket.create_connection((LOOPBACK, self._port), timeout=VISIT_SECONDS, source_address=(source, 0))

@@ -10,7 +10,7 @@ from attrs import frozen
 from processes import LOOPBACK, Client, Server, Stage, free_port
 from services import Services, echo
 
-MALLORIES = 6  # attackers with a good token, at a time
+MALLORIES = 60  # good tokens of attackers: ten for each of those at a time, as a client may log in only so often
 
 
 @frozen
