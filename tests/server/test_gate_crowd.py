@@ -17,6 +17,7 @@ from tunnel.config import Limits, ServerConfig
 from tunnel.errors import Refused
 from tunnel.rate_limited import Quota
 from tunnel.server.app import open_server
+from tunnel.server.balancers import Balancers
 from tunnel.server.gate import Gate
 from tunnel.server.penalties import Penalties
 from tunnel.tls import TlsStream
@@ -367,6 +368,20 @@ async def test_a_bug_behind_the_gate_is_told_once_a_minute_and_costs_its_connect
     (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert told.getMessage() == "a connection's task failed"
     assert told.exc_info
+
+
+@pytest.mark.slow
+async def test_a_bug_before_a_balancers_header_was_heard_costs_its_connection_alone(files, monkeypatch, caplog):
+    async def hear(self, sock):
+        raise ZeroDivisionError("a bug")
+
+    async with open_balanced(files) as house:
+        monkeypatch.setattr(Balancers, "hear", hear)
+        for _ in range(2):
+            assert await is_closed_unheard(house, "127.0.0.2")
+        assert not await is_closed_unheard(house, "127.0.0.3")
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert told.getMessage() == "a connection's task failed"
 
 
 # Balancers

@@ -12,8 +12,7 @@ being there, and held only for so long as an answer takes on most paths: who nee
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -139,6 +138,9 @@ class Gate:
         except (OSError, trio.BrokenResourceError):
             self._strangers.count("left")
             _drop(sock)
+        except Exception as failed:  # a bug: the wall, as below
+            self._tell_failure(failed)
+            _drop(sock)
         except BaseException:
             _drop(sock)
             raise
@@ -160,16 +162,19 @@ class Gate:
                 word = str(bad.exceptions[0]) or "too slow"
                 stranger.tell(logging.INFO, "connection from %s refused: %s", word)
             except* Exception as failed:
-                self._told.log(logging.ERROR, "a connection's task failed", key="failed", exc_info=failed)
+                self._tell_failure(failed)
             finally:
                 stranger.leave()
+
+    def _tell_failure(self, failed: BaseException) -> None:
+        self._told.log(logging.ERROR, "a connection's task failed", key="failed", exc_info=failed)
 
     async def _handle(self, sock: socket.socket, stranger: Stranger) -> None:
         stream = await self._shake_hands(sock, stranger)
         if stream is None:
             return
         try:
-            with _phase(stranger, self._limits.head_seconds, slow="slow_head"):
+            with stranger.phase(self._limits.head_seconds, slow="slow_head"):
                 head = await read_head(stream)
         except RemoteProtocolError as exc:
             try:
@@ -189,7 +194,7 @@ class Gate:
         """None if it left without a word. `sock` is the stream's, or closed."""
         stream: TlsStream | None = None
         try:
-            with _phase(stranger, self._limits.handshake_seconds, slow="slow_handshake"):
+            with stranger.phase(self._limits.handshake_seconds, slow="slow_handshake"):
                 await trio.lowlevel.wait_readable(sock)
                 if peek(sock) == ENDED:
                     stranger.is_gone("left")
@@ -223,24 +228,6 @@ class Gate:
         else:
             word = "this is a trio-tunnel server; connect with `trio-tunnel connect`"
             await stranger.refuse(stream, 404, "not_found", word)
-
-
-@contextmanager
-def _phase(stranger: Stranger, seconds: float, *, slow: str) -> Iterator[None]:
-    """A deadline. What goes wrong before is counted, and on the stranger's account."""
-    try:
-        with trio.fail_after(seconds):
-            yield
-    except trio.TooSlowError:
-        reason = slow if stranger.has_spoken else "silent"
-        stranger.is_late(reason)
-        raise trio.TooSlowError(f"{reason.replace('_', ' ')}, cut after {seconds:g} s") from None
-    except ssl.SSLError as exc:
-        stranger.is_gone("left" if isinstance(exc, ssl.SSLEOFError) else "tls")
-        raise
-    except (OSError, trio.BrokenResourceError):
-        stranger.is_gone("left")
-        raise
 
 
 async def _part_with_reason(stream: TlsStream, stranger: Stranger, why: str) -> None:

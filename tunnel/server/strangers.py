@@ -8,6 +8,7 @@ only a wrong token hears of the penalty.
 
 import logging
 import math
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -129,6 +130,23 @@ class Stranger:
     def speak(self) -> None:
         """Its first byte has come. Before that it may be a balancer's check, or the loser of a race of dials."""
         self._owes = NO_LOGIN_SECONDS
+
+    @contextmanager
+    def phase(self, seconds: float, *, slow: str) -> Iterator[None]:
+        """A deadline; `slow` is the reason when it passes. What goes wrong before is counted, and on its account."""
+        try:
+            with trio.fail_after(seconds):
+                yield
+        except trio.TooSlowError:
+            reason = slow if self.has_spoken else "silent"
+            self.is_late(reason)
+            raise trio.TooSlowError(f"{reason.replace('_', ' ')}, cut after {seconds:g} s") from None
+        except ssl.SSLError as exc:
+            self.is_gone("left" if isinstance(exc, ssl.SSLEOFError) else "tls")
+            raise
+        except (OSError, trio.BrokenResourceError):
+            self.is_gone("left")
+            raise
 
     def is_late(self, reason: str) -> None:
         """A deadline has passed."""
