@@ -11,7 +11,7 @@ from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 from tunnel.client.routes import RouteTable
 from tunnel.config import ProxyConfig
 from tunnel.messages import ProxySet, Retry, decode, encode
-from tunnel.server.session import MAX_DELAY_SECONDS, MIN_DELAY_SECONDS, _policy
+from tunnel.server.asked_policy import MAX_DELAY_SECONDS, MIN_DELAY_SECONDS, policy_of
 
 DAY = 86_400.0
 
@@ -39,7 +39,7 @@ POLICIES: st.SearchStrategy[Policy] = st.builds(
 def test_a_reasonable_policy_arrives_as_it_was_sent(policy: Policy) -> None:
     retry = asked(policy)
     assert retry is not None
-    assert _policy(retry) == policy
+    assert policy_of(retry) == policy
 
 
 def test_no_policy_of_its_own_leaves_the_servers() -> None:
@@ -54,7 +54,7 @@ def test_a_server_that_knows_no_steps_gets_a_policy_much_like_it() -> None:
 @pytest.mark.parametrize("step", [0.0, 1e-9, -5.0])
 def test_a_tiny_step_is_no_storm(step: float) -> None:
     """Only the first retry is made at once."""
-    policy = _policy(Retry(1, 2, 60, None, 0, step=step))
+    policy = policy_of(Retry(1, 2, 60, None, 0, step=step))
     assert list(islice(policy.delays(), 4)) == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
@@ -63,7 +63,7 @@ def test_a_tiny_step_is_no_storm(step: float) -> None:
 def test_whatever_a_client_asks_for_the_server_has_a_policy_that_spares_it(
     initial: float, factor: float, ceiling: float, jitter: float, retries: int | None, step: float | None
 ) -> None:
-    policy = _policy(Retry(initial, factor, ceiling, retries, jitter, step))
+    policy = policy_of(Retry(initial, factor, ceiling, retries, jitter, step))
     delays = list(islice(policy.delays(lambda: 0.0), 20))
     later = delays[1:] if step is not None else delays
     assert all(MIN_DELAY_SECONDS <= delay <= MAX_DELAY_SECONDS * 20 for delay in later)

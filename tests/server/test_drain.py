@@ -13,7 +13,7 @@ from tunnel.addresses import HostPort, Target
 from tunnel.config import DATA_CHANNELS, ClientConfig, ProxyConfig, ServerConfig
 from tunnel.messages import HeartbeatReply
 from tunnel.server.app import open_server
-from tunnel.server.session import Session
+from tunnel.server.outbox import Outbox
 
 __all__ = ["files"]  # the fixture
 
@@ -56,7 +56,7 @@ async def test_a_visitor_taken_in_just_before_is_served(files, side):
 
 
 async def test_a_client_whose_server_is_silent_does_not_use_up_its_time_for_nobody(files, monkeypatch):
-    reply = Session._reply
+    reply = Outbox.reply
     monkeypatch.setattr("tunnel.client.session.WITHDRAW_SECONDS", 0.2)
     config = ServerConfig(
         (HostPort("127.0.0.1", 0),), None, files / "cert.pem", files / "key.pem", clients=grants(), limits=QUICK
@@ -71,7 +71,7 @@ async def test_a_client_whose_server_is_silent_does_not_use_up_its_time_for_nobo
             async with tunnel.connect(wanted) as client:
                 await client.wait_healthy()
                 monkeypatch.setattr(
-                    Session, "_reply", lambda self, word: isinstance(word, HeartbeatReply) or reply(self, word)
+                    Outbox, "reply", lambda self, word: isinstance(word, HeartbeatReply) or reply(self, word)
                 )
                 began = trio.current_time()
                 await client.drain(30.0)

@@ -496,8 +496,8 @@ async def test_a_flood_with_nothing_read_stops_the_flooder_only(files, flood):
             except trio.BrokenResourceError:
                 pass
         for session in house.gate.sessions:
-            assert len(session._replies) <= 64
-            assert len(session._changed) <= 1
+            assert len(session._outbox._replies) <= 64
+            assert len(session._outbox._changed) <= 1
         stream.abort()
 
 
@@ -602,8 +602,8 @@ async def test_random_frames_on_a_data_channel_end_that_channel_only(files):
 async def test_draining_is_not_stopped_by_a_client_that_does_not_read(files):
     async with open_house(files) as house, house.login():
         (session,) = [session for session in house.gate.sessions if session.client == "lab"]
-        session._replies.extend(Heartbeat(1) for _ in range(64))
-        session._wake = trio.Event()  # the writer does not hear of it
+        session._outbox._replies.extend(Heartbeat(1) for _ in range(64))
+        session._outbox._wake = trio.Event()  # the writer does not hear of it
         session.drain()
         await until(session.ended.is_set)
 
@@ -693,7 +693,7 @@ async def test_the_last_word_of_a_proxy_that_moved_is_not_passed_on(files):
 async def test_a_holder_with_replies_waiting_keeps_its_identity_if_it_answers(files):
     async with open_house(files) as house:
         (session,) = house.gate.sessions
-        session._replies.extend(HeartbeatReply(1) for _ in range(64))
+        session._outbox._replies.extend(HeartbeatReply(1) for _ in range(64))
         assert await session.answers()
 
 
@@ -772,6 +772,28 @@ async def test_another_process_is_refused_while_the_holder_answers(files):
             assert "'lab'" in str(caught.value)
             assert since in str(caught.value)
         assert len(house.gate.sessions) == 2
+
+
+async def test_a_holder_whose_greeting_is_still_on_its_way_answers_by_it(files):
+    """On a long path a sign of life that was asked for during the login takes two round trips more."""
+    async with (
+        open_house(files, Limits(heartbeat_seconds=10.0)) as house,
+        trio.open_nursery() as nursery,
+        house.login(instance="a" * 32, hello=False) as (slow, _),
+    ):
+        refused = trio.Event()
+
+        @nursery.start_soon
+        async def come():
+            with pytest.raises(Refused, match="'lab' is connected from another process"):
+                async with house.login(instance="b" * 32):
+                    pass
+            refused.set()
+
+        await until(lambda: house.gate._logins._waiting["lab"])
+        await slow.send(Hello(1, "test"))
+        await refused.wait()
+        assert (await receive(slow, Welcome)).client == "lab"
 
 
 async def test_a_silent_holder_is_replaced_after_a_second(files):

@@ -6,13 +6,12 @@ every retry, listener, stream and data channel of it is gone, and nothing else w
 
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable
 
 import trio
 
 from tunnel.addresses import HostPort
-from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
+from tunnel.backoff import Policy
 from tunnel.config import Grant, ServerConfig
 from tunnel.control import open_server_control
 from tunnel.control_line import ControlLine, open_line
@@ -22,18 +21,15 @@ from tunnel.messages import (
     ATTACH,
     PROTOCOL_VERSION,
     SILENCE,
-    ChannelsSilent,
     ControlMoved,
     Farewell,
     Goodbye,
     Heartbeat,
     HeartbeatReply,
     Hello,
-    Message,
     ProxySet,
     ProxySpec,
     Reason,
-    Retry,
     RetryProxy,
     TargetHealth,
     TicketRequest,
@@ -43,7 +39,9 @@ from tunnel.messages import (
 from tunnel.protocol import HEARD_BY_SERVER, Law, Phase
 from tunnel.relay import Listener, RelaySession, Tally
 from tunnel.server.allowance import bound, hold_to
+from tunnel.server.asked_policy import policy_of
 from tunnel.server.binding import BindFailed
+from tunnel.server.outbox import WRITE_SECONDS, Outbox
 from tunnel.server.proxy import Proxy
 from tunnel.server.publication import Publication, take_address
 from tunnel.server.registry import Registry
@@ -55,10 +53,7 @@ from tunnel.version import __version__
 log = logging.getLogger(__name__)
 
 FIRST_TICKETS = 4  # sent with Welcome, so that the first data channels cost no round trip more
-MAX_REPLIES = 64  # waiting for a control channel that does not drain; then the peer is lost
 ANSWER_SECONDS = 1.0  # a holder's time to prove that it lives when another process wants its identity
-WRITE_SECONDS = 30.0  # for one message; a client that does not read for so long is gone (design §5)
-MIN_DELAY_SECONDS, MAX_DELAY_SECONDS = 0.1, 86_400.0  # of a bind-retry policy that a client asks for
 
 
 class Session:
@@ -91,18 +86,13 @@ class Session:
         self._remember_port = remember_port
         self._law = Law(HEARD_BY_SERVER)
         self._scope = trio.CancelScope()
-        self._seq = 0
-        self._replies: deque[Message] = deque()
-        self._changed: dict[str, Proxy] = {}  # statuses not sent yet: the newest of each proxy, in order of change
-        self._wake = trio.Event()
+        self._outbox = Outbox(grant.name)
         self._last_heard = trio.current_time()
         self._farewell: Goodbye | None = None
         self._version = 0  # of the client's proxy set
         self._index: dict[str, int] = {}  # of each proxy in it
         self._listeners: dict[Listener, str] = {}
         self._heard = trio.Event()
-        self._beats = 0
-        self._is_asked = False  # for a sign of life; needs no place among the replies
 
     # Lifetime
 
@@ -142,7 +132,7 @@ class Session:
     async def _serve(self) -> None:
         await self._greet()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write, name="control writer")
+            nursery.start_soon(self._outbox.write, self._line, name="control writer")
             nursery.start_soon(self._beat, name="heartbeat")
             await self._read(nursery)
             nursery.cancel_scope.cancel(reason="the client said goodbye")
@@ -180,7 +170,7 @@ class Session:
         """Tell the client, take no new visitors, leave those inside alone."""
         self.is_draining = True
         try:
-            self._reply(Goodbye(Farewell.DRAINING, "the server is stopping; come back when it listens again"))
+            self._outbox.reply(Goodbye(Farewell.DRAINING, "the server is stopping; come back when it listens again"))
         except PeerLost:  # it does not read; the others must be told all the same
             self.close(Farewell.DRAINING)
         for proxy in self.proxies.values():
@@ -196,7 +186,7 @@ class Session:
     async def _greet(self) -> None:
         with trio.fail_after(self._config.limits.login_seconds):
             hello = await self._line.receive()
-        self._last_heard = trio.current_time()
+        self._note_life()
         self._law.heard(hello)
         assert isinstance(hello, Hello)
         if hello.version != PROTOCOL_VERSION:
@@ -208,20 +198,18 @@ class Session:
         with trio.fail_after(WRITE_SECONDS):
             await self._line.send(Welcome(self.id, self.client, tickets, beat, __version__, (ATTACH,)))
         if SILENCE in hello.features:
-            self.relay.on_silent = self._tell_silence
+            self.relay.on_silent = self._outbox.tell_silence
 
     # Hearing
 
     async def _read(self, nursery: trio.Nursery) -> None:
         while True:
             message = await self._line.receive()
-            self._last_heard = trio.current_time()
-            self._heard.set()
-            self._heard = trio.Event()
+            self._note_life()
             self._law.heard(message)
             match message:
                 case Heartbeat(seq):
-                    self._reply(HeartbeatReply(seq))
+                    self._outbox.reply(HeartbeatReply(seq))
                 case HeartbeatReply():
                     pass  # having been heard is what counts
                 case ProxySet():
@@ -233,7 +221,7 @@ class Session:
                     if proxy := self.proxies.get(name):
                         proxy.retry()
                 case TicketRequest(count):
-                    self._reply(Tickets(self._issue(count)))
+                    self._outbox.reply(Tickets(self._issue(count)))
                 case ControlMoved():
                     await self._line.follow()
                 case Goodbye():
@@ -241,6 +229,11 @@ class Session:
                     return
                 case _:
                     raise RemoteProtocolError(f"{type(message).__name__} is the server's word")
+
+    def _note_life(self) -> None:
+        self._last_heard = trio.current_time()
+        self._heard.set()
+        self._heard = trio.Event()
 
     def _issue(self, count: int) -> tuple[str, ...]:
         now = trio.current_time()
@@ -262,7 +255,7 @@ class Session:
                 continue
             proxy.stop("removed from the proxy set, or its address changed")
             moved[name] = self.proxies.pop(name)
-            self._changed.pop(name, None)
+            self._outbox.forget(name)
         for listener, name in self._listeners.items():
             if name in self.proxies:
                 listener.index, listener.version = self._index[name], self._version
@@ -281,7 +274,7 @@ class Session:
             nursery.start_soon(proxy.run, name=f"proxy {self.client}/{spec.name}")
 
     def _policy_of(self, spec: ProxySpec) -> Policy:
-        return self.bind_retry if spec.bind_retry is None else _policy(spec.bind_retry)
+        return self.bind_retry if spec.bind_retry is None else policy_of(spec.bind_retry)
 
     def _take(self, spec: ProxySpec, tally: Tally) -> Publication:
         """One bind attempt for one of our proxies."""
@@ -315,61 +308,21 @@ class Session:
         """A proxy's status changed: the client gets the newest, in the order of first change."""
         if self.proxies.get(proxy.spec.name) is not proxy:
             return  # the last word of one that was stopped must not overtake its successor's
-        self._changed[proxy.spec.name] = proxy
-        self._nudge()
+        self._outbox.post(proxy)
         self._events.publish(
             "proxy.status", client=self.client, proxy=proxy.spec.name,
             status=proxy.status.value, reason=proxy.reason and proxy.reason.value, attempt=proxy.attempt,
             message=proxy.error_message,
         )  # fmt: skip
 
-    def _reply(self, message: Message) -> None:
-        if len(self._replies) >= MAX_REPLIES:
-            raise PeerLost(f"client '{self.client}' does not read its control channel")
-        self._replies.append(message)
-        self._nudge()
-
-    def _tell_silence(self) -> None:
-        """The client alone can open other data channels. Called by the relay, which is not to hear of a full queue."""
-        if ChannelsSilent() not in self._replies and len(self._replies) < MAX_REPLIES:
-            self._reply(ChannelsSilent())
-
-    def _nudge(self) -> None:
-        self._wake.set()
-        self._wake = trio.Event()
-
-    async def _write(self) -> None:
-        while True:
-            wake = self._wake  # before the look: what is added after it sets this very event
-            while self._is_asked or self._replies or self._changed:
-                with trio.fail_after(WRITE_SECONDS):
-                    await self._line.send(self._next_message())
-            await wake.wait()
-
-    def _next_message(self) -> Message:
-        if self._is_asked:
-            self._is_asked = False
-            self._beats += 1
-            return Heartbeat(self._beats)
-        if self._replies:
-            return self._replies.popleft()
-        proxy = self._changed.pop(next(iter(self._changed)))
-        self._seq += 1
-        return proxy.update(self._seq)
-
     async def _beat(self) -> None:
         seconds = self._config.limits.heartbeat_seconds
-        silent = await keep_beating(seconds, beat=self._say_beat, heard=lambda: self._last_heard)
+        silent = await keep_beating(seconds, beat=self._outbox.beat, heard=lambda: self._last_heard)
         raise PeerLost(f"client '{self.client}' was silent for {silent:.0f} s")
-
-    def _say_beat(self) -> None:
-        self._beats += 1
-        self._reply(Heartbeat(self._beats))
 
     async def answers(self) -> bool:
         """Whether the client gives a sign of life within a second (asked when another process wants its place)."""
-        self._is_asked = True
-        self._nudge()
+        self._outbox.ask()
         with trio.move_on_after(ANSWER_SECONDS):
             await self._heard.wait()
             return True
@@ -379,17 +332,3 @@ class Session:
 
     def view(self) -> SessionView:
         return SessionView(self.client, self.since, tuple(proxy.view() for proxy in self.proxies.values()))
-
-
-def _policy(asked: Retry) -> Policy:
-    """The client's policy, kept within reason: a server's port is not tried a thousand times a second for anybody."""
-    retries = None if asked.max_retries is None else max(asked.max_retries, 0)
-    if asked.step is not None:
-        return LinearPolicy(min(max(asked.step, MIN_DELAY_SECONDS), MAX_DELAY_SECONDS), retries)
-    return RetryPolicy(
-        initial_delay=min(max(asked.initial_delay, MIN_DELAY_SECONDS), MAX_DELAY_SECONDS),
-        factor=min(max(asked.factor, 1.0), 100.0),
-        max_delay=min(max(asked.max_delay, MIN_DELAY_SECONDS), MAX_DELAY_SECONDS),
-        max_retries=retries,
-        jitter=min(max(asked.jitter, 0.0), 1.0),
-    )
