@@ -6,28 +6,30 @@ Exit codes: 0 done, 1 failed, 2 usage or config, 3 refused, 130 second signal.
 import errno
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from tunnel.cli_options import (
+    FILE,
+    SETTINGS,
+    admin_address,
+    config_option,
+    format_option,
+    json_option,
+    profile_option,
+    state_option,
+    verbose_option,
+    with_state,
+)
+from tunnel.cli_token import token
 from tunnel.errors import ConfigError, Refused, TunnelError
 from tunnel.version import __version__
 
 FAILED, USAGE, REFUSED = 1, 2, 3
 UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  a name, no secret
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
-
-config_option = click.option("-c", "--config", type=FILE, help="Configuration file (TOML); see `trio-tunnel init`.")
-state_option = click.option("--state-dir", type=FOLDER, help="Where keys, tokens and chosen ports are kept.")
-verbose_option = click.option("-v", "--verbose", count=True, help="Log more; -vv also what libraries log.")
-format_option = click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
-profile_option = click.option("--profile-dir", type=FOLDER, help="On SIGUSR2, write a dump of tasks and figures there.")
-json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
 def main() -> NoReturn:
@@ -181,7 +183,7 @@ def status(as_json: bool, watching: bool, admin: str) -> None:
 
     from tunnel.status import fetch_stats, print_status, watch
 
-    where = _admin_address(admin)
+    where = admin_address(admin)
     if watching and as_json:
         raise click.UsageError("--watch is for people; programs ask again with --json, or read `connect --json`")
     if watching:
@@ -200,8 +202,8 @@ def retry(name: str, admin: str, state_dir: Path | None) -> None:
     """Start the bind retry of proxy NAME (or CLIENT/NAME) afresh; its siblings are not touched."""
     from tunnel.status import request_retry
 
-    token = _with_state(state_dir, lambda state: state.admin_token(), make=False)
-    restarted = request_retry(_admin_address(admin), name, token)
+    token = with_state(state_dir, lambda state: state.admin_token(), make=False)
+    restarted = request_retry(admin_address(admin), name, token)
     click.echo(
         "".join(f"{one}: starts afresh\n" for one in restarted)
         or f"{name}: nothing to retry; it listens, or waits for its target\n",
@@ -260,97 +262,4 @@ def init(kind: Any, output: Path | None) -> None:
     click.echo(f"wrote {output}; edit it, then: trio-tunnel check {output}")
 
 
-@cli.group(context_settings=SETTINGS)
-def token() -> None:
-    """Make and revoke the tokens that clients log in with."""
-
-
-@token.command("new", context_settings=SETTINGS)
-@click.argument("name")
-@state_option
-def token_new(name: str, state_dir: Path | None) -> None:
-    """Make a token for a new client NAME; it is shown once, and kept only as its SHA-256."""
-    from tunnel.state import hash_token
-
-    secret, path = _with_state(state_dir, lambda state: (state.new_token(name), state.path))
-    try:
-        click.echo(secret)
-    except OSError:  # nobody has seen it
-        _with_state(state_dir, lambda state: state.revoke_token(name))
-        raise
-    click.echo(
-        f"the token of client '{name}', shown this once; a server with state directory {path} knows it already, and "
-        f"allows it any port. To allow less, write in server.toml:\n"
-        f"[[clients]]\n"
-        f'name = "{name}"\n'
-        f'token_sha256 = "{hash_token(secret).hex()}"\n'
-        f'allow_ports = ["8000-8999"]',
-        err=True,
-    )
-
-
-@token.command("revoke", context_settings=SETTINGS)
-@click.argument("name")
-@config_option
-@state_option
-def token_revoke(name: str, config: Path | None, state_dir: Path | None) -> None:
-    """End the token of client NAME for good, also where an entry of a configuration has it (give -c, if only there).
-
-    A running server ends the client's session within a second.
-    """
-    clients, state_dir = _entries(config, state_dir)
-    others = [grant.token_sha256 for grant in clients if grant.name == name]
-    _with_state(state_dir, lambda state: state.revoke_token(name, others=others), make=config is not None)
-    click.echo(f"the token of client '{name}' is revoked; a server that runs ends its session within a second")
-
-
-@token.command("list", context_settings=SETTINGS)
-@config_option
-@state_option
-@click.option("--admin", metavar="HOST:PORT", help="Of the server, or off.  [default: 127.0.0.1:8480]")
-@json_option
-def token_list(config: Path | None, state_dir: Path | None, admin: str | None, as_json: bool) -> None:
-    """The clients with a token in the state directory, or an entry in the configuration given with -c: since when,
-    what they may do, and whether they are connected, where a running server can be asked."""
-    import json
-
-    from tunnel.token_list import lines, rows
-
-    clients, state_dir = _entries(config, state_dir)
-    where = None if admin == "off" else _admin_address(admin or "127.0.0.1:8480")
-    found = _with_state(state_dir, lambda state: rows(state, clients, where), make=config is not None)
-    if as_json:
-        click.echo(json.dumps([row.to_json() for row in found], indent=2))
-    else:
-        click.echo("\n".join(lines(found)) if found else "no client has a token; make one: trio-tunnel token new NAME")
-
-
-def _entries(config: Path | None, state_dir: Path | None) -> tuple[Any, Path | None]:
-    """The clients of a server's configuration file, and the state directory that it names where no option does."""
-    from tunnel.config_file import load_server
-
-    if config is None:
-        return (), state_dir
-    loaded = load_server(config)
-    return loaded.clients, state_dir or loaded.state_dir
-
-
-def _with_state(state_dir: Path | None, act: Callable[[Any], Any], *, make: bool = True) -> Any:
-    from tunnel.state import StateDir, default_state_dir
-
-    path = state_dir or default_state_dir()
-    if not make and not os.path.lexists(path):
-        raise TunnelError(f"there is no state directory {path}; name the server's with --state-dir")
-    try:
-        return act(StateDir.open(path))
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from exc
-
-
-def _admin_address(text: str) -> Any:
-    from tunnel.addresses import parse_host_port
-
-    try:
-        return parse_host_port(text, default_port=8480)
-    except ValueError as exc:
-        raise click.UsageError(f"--admin: {exc}") from exc
+cli.add_command(token)

@@ -10,7 +10,8 @@ from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tunnel.addresses import HostPort
-from tunnel.client.dialer import DIAL_SECONDS, MAX_DIALS, make_dialer, reach
+from tunnel.client.dialer import make_dialer
+from tunnel.client.reach import DIAL_SECONDS, MAX_DIALS, reach
 from tunnel.config import ClientConfig
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 

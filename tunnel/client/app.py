@@ -11,8 +11,9 @@ import trio
 from attrs import evolve, frozen
 
 from tunnel.client.board import Board, own_status
-from tunnel.client.dialer import Turns, make_dialer, reach
+from tunnel.client.dialer import Turns, make_dialer
 from tunnel.client.patience import Patience
+from tunnel.client.reach import reach
 from tunnel.client.resolver import Resolver
 from tunnel.client.routes import RouteTable
 from tunnel.client.session import ClientSession, Identity

@@ -8,7 +8,8 @@ from math import inf
 import trio
 
 from tunnel.backoff import exponential
-from tunnel.client.dialer import DIAL_SECONDS, Reached, Turns
+from tunnel.client.dialer import Reached, Turns
+from tunnel.client.reach import DIAL_SECONDS
 from tunnel.client.resolver import Resolver, ServerAddress
 from tunnel.config import PoolConfig
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError

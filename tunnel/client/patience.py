@@ -1,6 +1,6 @@
 """How long a client waits before it tries again (design §5). Pure; it only counts.
 
-While nothing answers there is nothing to spare: dials go on every second (`dialer`). What is counted here is how often
+While nothing answers there is nothing to spare: dials go on every second (`reach`). What is counted here is how often
 something answered and did not have us for long. That ends with a session that lasted, and also when between two answers
 nobody was there: the process that broke off last time is gone, be it restarted or behind a network that was, and its
 successor is owed no more caution than the first one was.
