@@ -117,12 +117,16 @@ def publish_addr(value: Any) -> str:
 
 
 def network(value: Any) -> str:
-    """Reads an address or a CIDR, as Python spells it."""
+    """Reads an address or a CIDR, as Python spells it; not all there are, for who is in it is believed."""
     found = text(value)
     try:
-        return str(ipaddress.ip_network(found))
+        read = ipaddress.ip_network(found)
     except ValueError:
         pass
+    else:
+        if not read.prefixlen:
+            raise ValueError(f"{found!r} is everybody, who could then claim any address; write those that you trust")
+        return str(read)
     try:
         meant = ipaddress.ip_network(found, strict=False)
     except ValueError:

@@ -197,10 +197,11 @@ async def test_before_tls_each_way_to_come_to_nothing_is_counted_and_has_its_pri
             sock.send(data)
             await until(lambda: refusals(house) == {reason: 1})
             await until(lambda: house.gate.stats()["strangers"] == 0)
-            assert owed(house, "127.0.0.2") == pytest.approx(price, abs=0.5)
+            assert price - 0.9 <= owed(house, "127.0.0.2") <= price
 
 
 def owed(house, source):
+    """What is left by now of its debt: on a busy machine some of it has passed."""
     debt = house.gate._strangers._penalties._debts.get(source)
     return debt.ends - trio.current_time() if debt else 0.0
 
@@ -226,7 +227,7 @@ async def test_inside_tls_each_way_to_come_to_nothing_is_counted_and_has_its_pri
         stream.close()
         await until(lambda: house.gate.stats()["strangers"] == 0)
         assert refusals(house) == {reason: 1}
-        assert owed(house, "127.0.0.2") == pytest.approx(price, abs=0.5)
+        assert price - 0.9 <= owed(house, "127.0.0.2") <= price
 
 
 async def test_who_leaves_without_a_word_owes_nothing_and_is_quickly_forgotten(files):
@@ -243,7 +244,7 @@ async def test_who_breaks_off_in_the_midst_owes_a_second(files):
         (await tls(house, "127.0.0.2")).abort()
         await until(lambda: refusals(house) == {"left": 1})
         await until(lambda: house.gate.stats()["strangers"] == 0)
-        assert owed(house, "127.0.0.2") == pytest.approx(1.0, abs=0.5)
+        assert 0.1 <= owed(house, "127.0.0.2") <= 1.0
 
 
 async def test_a_login_owes_nothing(files):
@@ -344,7 +345,7 @@ async def test_out_of_descriptors_the_gate_pauses_says_so_once_and_goes_on(files
                 with trio.fail_after(3):
                     while short.asked < 6:
                         await house.gate._accept(short, house.nursery)
-                assert trio.current_time() - began == pytest.approx(0.5, abs=0.2)
+                assert trio.current_time() - began >= 0.5
                 assert house.gate.stats()["strangers"] == 1
                 visitor.close()
             await until(house.is_quiet)
