@@ -22,6 +22,7 @@ from tunnel.frames import (
     FIRST_WINDOW,
     FRAME,
     FRAME_HEAD,
+    MAX_GRANT,
     MAX_OPEN_PAYLOAD,
     MAX_WINDOW,
     MOVE,
@@ -35,6 +36,7 @@ from tunnel.frames import (
     Abort,
     FrameReader,
     control_message,
+    grant_size,
     grown_window,
     put_message_head,
 )
@@ -509,30 +511,39 @@ def test_a_later_versions_reason_is_an_internal_one(number: int, reason: Abort) 
     assert Abort.of(number) is reason
 
 
+HALF = FIRST_WINDOW // 2
 WINDOWS = [
-    # window, seconds the grant of half of it took, round trip, the window after
-    (FIRST_WINDOW, 0.05, 0.1, 2 * FIRST_WINDOW),
-    (FIRST_WINDOW, 0.2, 0.1, 2 * FIRST_WINDOW),
-    (FIRST_WINDOW, 0.21, 0.1, FIRST_WINDOW),
-    (FIRST_WINDOW, 10.0, 0.1, FIRST_WINDOW),
-    (FIRST_WINDOW, 0.0, 0.0, 2 * FIRST_WINDOW),
-    (FIRST_WINDOW, 0.001, 0.0, FIRST_WINDOW),
-    (MAX_WINDOW // 2, 0.05, 0.1, MAX_WINDOW),
-    (MAX_WINDOW // 2 + 1, 0.05, 0.1, MAX_WINDOW),
-    (MAX_WINDOW, 0.05, 0.1, MAX_WINDOW),
+    # window, bytes delivered, in so many seconds, round trip, the window after
+    (FIRST_WINDOW, HALF, 0.05, 0.1, 2 * FIRST_WINDOW),
+    (FIRST_WINDOW, HALF, 0.2, 0.1, 2 * FIRST_WINDOW),
+    (FIRST_WINDOW, HALF, 0.21, 0.1, FIRST_WINDOW),
+    (FIRST_WINDOW, HALF, 10.0, 0.1, FIRST_WINDOW),
+    (FIRST_WINDOW, FIRST_WINDOW, 0.4, 0.1, 2 * FIRST_WINDOW),
+    (FIRST_WINDOW, FIRST_WINDOW, 0.41, 0.1, FIRST_WINDOW),
+    (FIRST_WINDOW, HALF, 0.0, 0.0, 2 * FIRST_WINDOW),
+    (FIRST_WINDOW, HALF, 0.001, 0.0, FIRST_WINDOW),
+    (MAX_WINDOW // 2, MAX_GRANT, 0.05, 0.1, MAX_WINDOW),
+    (MAX_WINDOW // 2, MAX_GRANT, 0.051, 0.1, MAX_WINDOW // 2),
+    (MAX_WINDOW // 2 + 1, MAX_GRANT + 1, 0.05, 0.1, MAX_WINDOW),
+    (MAX_WINDOW, MAX_GRANT, 0.01, 0.1, MAX_WINDOW),
 ]
 
 
-@pytest.mark.parametrize(("window", "seconds", "round_trip", "after"), WINDOWS)
+@pytest.mark.parametrize(("window", "delivered", "seconds", "round_trip", "after"), WINDOWS)
 def test_a_window_that_is_the_limit_doubles_up_to_the_bound(
-    window: int, seconds: float, round_trip: float, after: int
+    window: int, delivered: int, seconds: float, round_trip: float, after: int
 ) -> None:
     """B30"""
-    assert grown_window(window, seconds, round_trip) == after
+    assert grown_window(window, delivered, seconds, round_trip) == after
+
+
+def test_half_of_a_small_window_is_granted_at_once_and_less_of_a_big_one() -> None:
+    sizes = [FIRST_WINDOW << doublings for doublings in range(8)]
+    assert [grant_size(size) for size in sizes] == [size // 2 for size in sizes[:5]] + [MAX_GRANT] * 3
 
 
 def test_a_window_reaches_its_bound_in_seven_grants() -> None:
     window, grants = FIRST_WINDOW, 0
     while window < MAX_WINDOW:
-        window, grants = grown_window(window, 0.1, 0.1), grants + 1
+        window, grants = grown_window(window, grant_size(window), 0.01, 0.1), grants + 1
     assert grants == 7

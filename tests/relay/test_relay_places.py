@@ -3,6 +3,8 @@
 import pytest
 from relay_rig import POLLERS, open_rig, read_exactly, until
 
+from tunnel.relay.channel import COLD_SECONDS, FAR_SECONDS, WARM_BYTES
+
 
 @pytest.fixture(params=POLLERS)
 def poller(request):
@@ -34,6 +36,36 @@ async def test_at_one_place_visitors_share_the_first_channel(poller):
         here = await visitors(rig, 6)
         assert [channel.users for channel in rig.server.channels] == [6, 0, 0]
         for visitor in here:
+            await visitor.aclose()
+
+
+async def test_far_away_visitors_are_spread_until_the_first_channel_is_warm(poller):
+    async with open_rig(poller, channels=0) as rig:
+        await proven(rig, "a", "a", "a")
+        lead, *others = rig.server.channels
+        lead.round_trip = FAR_SECONDS
+        crowd = await visitors(rig, 6)
+        assert [channel.users for channel in rig.server.channels] == [2, 2, 2]
+        lead.received += WARM_BYTES
+        crowd += await visitors(rig, 3)
+        assert [channel.users for channel in rig.server.channels] == [5, 2, 2]
+        lead._picked_at -= COLD_SECONDS + 1  # silent since: the next crowd is spread again
+        crowd += await visitors(rig, 6)
+        assert [channel.users for channel in rig.server.channels] == [5, 5, 5]
+        others[0].become_bulk_lane()
+        crowd += await visitors(rig, 3)
+        assert [channel.users for channel in rig.server.channels] == [7, 5, 6]
+        for visitor in crowd:
+            await visitor.aclose()
+
+
+async def test_near_by_the_first_channel_leads_though_it_is_cold(poller):
+    async with open_rig(poller, channels=0) as rig:
+        await proven(rig, "a", "a", "a")
+        rig.server.channels[0].round_trip = FAR_SECONDS * 0.99
+        crowd = await visitors(rig, 6)
+        assert [channel.users for channel in rig.server.channels] == [6, 0, 0]
+        for visitor in crowd:
             await visitor.aclose()
 
 

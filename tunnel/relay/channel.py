@@ -25,7 +25,7 @@ from tunnel.relay.pulse import FIRST_ROUND_TRIP, Pulse
 from tunnel.relay.strays import moved, stray
 from tunnel.relay.stream import Stream
 from tunnel.relay.tempo import BATCH_BYTES, BIG_BYTES, TIMID_INBOUND
-from tunnel.sockets import channel_options, reset
+from tunnel.sockets import BULK_UNSENT_BYTES, UNSENT_BYTES, limit_unsent, reset
 from tunnel.tls import Detached, read_into
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FAR_SECONDS = 0.005  # a round trip that is worth saving
+COLD_SECONDS = 1.0  # without a new stream
+WARM_BYTES = 64 * 1024  # received since: some three round trips of a growing window
 STEP_BYTES = 128 * 1024  # BIOs never shrink, so they are filled and emptied in steps; 64 KiB are 8 % slower
 
 # What a peer's RST may say of a visitor that was never served; any other reason cut one that was.
@@ -50,7 +53,7 @@ class Channel:
         self.engine = session.engine
         self.sock: socket.socket = parts.sock
         self.fd = -1  # until it is registered
-        channel_options(parts.sock)
+        limit_unsent(parts.sock, UNSENT_BYTES)
         self.alive = True
         self.received = 0  # bytes of ciphertext: proof of life
         self.sent = 0
@@ -63,6 +66,9 @@ class Channel:
         self.is_released = False  # the server has left it
         self.leaving: set[Stream] = set()  # those that still send on it, retiring
         self.departing: set[Stream] = set()  # those that will move when a pong here proves their former MOVE seen
+        self.takes_moved = False  # a stream moved here, ours or the peer's: perhaps bulk, so others had better not
+        self._picked_at = -COLD_SECONDS  # when the newest stream was opened here, or was to be
+        self._warm_at = 0  # of `received`
         self.moved_nonce = 0  # the newest ping's when the last MOVE was put here
         self.why = ""  # it ended
         self.fresh: deque[Stream] = deque()  # became readable
@@ -81,6 +87,7 @@ class Channel:
         self._ending = False  # their FIN has come: read until it is seen
         self._closing = False
         self._has_more = False  # waits in the engine's `rereads`
+        self._has_bulk_room = False  # in the kernel
         self._is_timid = False  # what it said took long: less at a time
         self._first_plaintext = parts.plaintext
 
@@ -98,6 +105,19 @@ class Channel:
     def users(self) -> int:
         """Streams whose peer sends here: at a client those that came here, less those that the server has moved."""
         return len(self.inbound)
+
+    def is_warm(self, now: float) -> bool:
+        """Whether what the peer sends here goes out at once, or it does not matter; asked for each new stream.
+
+        A TCP connection that is new or has been silent for a while sends no more than ten packets before the first are
+        acknowledged (RFC 6928, RFC 5681 §4.1), so the answers to a sudden crowd would wait for one round trip more.
+        """
+        if self.round_trip < FAR_SECONDS:
+            return True
+        if now - self._picked_at > COLD_SECONDS:
+            self._warm_at = self.received + WARM_BYTES
+        self._picked_at = now
+        return self.received >= self._warm_at
 
     def begin(self) -> None:
         """Register, and step once: what was read before raises no edge."""
@@ -326,6 +346,13 @@ class Channel:
         """Add a WebSocket ping or close."""
         self._controls.append(control_message(opcode, payload, masked=self._masks))
         self.stir()
+
+    def become_bulk_lane(self) -> None:
+        """Interactive streams have a channel of their own: here more may wait in the kernel, so that none runs dry."""
+        if not self._has_bulk_room:
+            self._has_bulk_room = True
+            limit_unsent(self.sock, BULK_UNSENT_BYTES)
+        self.takes_moved = True
 
     def read_now(self) -> None:
         """If it was us who did nothing (SIGSTOP), what came waits in the kernel."""

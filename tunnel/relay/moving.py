@@ -35,6 +35,7 @@ class Moving:
         if stream.channel not in leads or len(leads) == len(refuges) or _unknown(stream):
             return False
         there = min(_beside(leads, refuges), key=lambda channel: len(channel.bulk))
+        there.become_bulk_lane()
         _put_on(stream, there)  # MOVE goes behind the DATA of this very turn
         stream.is_bulk = True
         there.bulk.append(stream)

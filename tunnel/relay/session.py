@@ -175,16 +175,21 @@ class RelaySession:
             self.on_silent()
 
     def _pick(self) -> Channel | None:
-        """The first good channel that is not held up: sharing one makes bigger batches than spreading. Of the first
-        ones of several places the least used: should a place fail, the visitors of the others do not notice."""
+        """The first good channel that is not held up: sharing one makes bigger batches than spreading, once it is warm.
+        Of the first ones of several places the least used: should a place fail, the others' visitors do not notice."""
         if self._is_spread:
             leads = leading([one for one in self.channels if _is_good(one) and one.place not in self._shunned])
             if leads:
                 return min(leads, key=lambda channel: channel.users)
         for channel in self.channels:
             if _is_good(channel):
-                return channel
+                return channel if channel.is_warm(self.engine.now()) else self._least_used(channel)
         return min((channel for channel in self.channels if not channel.is_released), key=_reluctance, default=None)
+
+    def _least_used(self, lead: Channel) -> Channel:
+        """While the leading channel is cold: several carry more of a crowd's answers in the first round trip."""
+        good = (one for one in self.channels if one.place == lead.place and _is_good(one) and not one.takes_moved)
+        return min(good, key=lambda channel: channel.users, default=lead)
 
     # Streams
 

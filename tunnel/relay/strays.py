@@ -38,6 +38,7 @@ def moved(streams: "dict[int, Stream]", channel: "Channel", sid: int) -> None:
     if strays is not None:
         if strays.channel.alive:
             settle(stream, strays.channel)
+            strays.channel.takes_moved = True
         if strays.data:
             if not stream.fin_seen:
                 stream.allowance += len(strays.data)  # `deliver` takes it again
@@ -53,6 +54,7 @@ def stray(streams: "dict[int, Stream]", channel: "Channel", sid: int, data: memo
         return  # it crossed our RST
     if stream.source is None:
         settle(stream, channel)
+        channel.takes_moved = True
         if data is None:
             stream.fin()
         elif data:

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from tunnel.errors import RemoteProtocolError
-from tunnel.frames import CREDIT, FIRST_WINDOW, RST, Abort, grown_window
+from tunnel.frames import CREDIT, FIRST_WINDOW, RST, Abort, grant_size, grown_window
 from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
 from tunnel.relay.tally import Tally
 from tunnel.sockets import expect_reset, reset
@@ -293,21 +293,22 @@ class Stream:
             self.held.append(bytearray(data))
 
     def _grant(self) -> None:
-        """Give back what was delivered, once it is half a window; more, if the window seems to be the limit."""
+        """Give back what was delivered, once it is enough; more, if the window seems to be the limit."""
         owed = self.window - self.allowance - self.held_size
         if self.strays is not None:
             owed -= len(self.strays.data)
         channel = self.channel
-        if owed < self.window >> 1 or channel is None or self.fin_seen:
+        if owed < grant_size(self.window) or channel is None or self.fin_seen:
             return
         engine = self.session.engine
         now = engine.now()
         if self.held is None:  # a local socket that lags behind has window enough
-            growth = grown_window(self.window, now - self.granted_at, channel.round_trip) - self.window
+            window = grown_window(self.window, owed, now - self.granted_at, channel.round_trip)
+            growth = window - self.window
             if growth and engine.budget.take(growth):
                 owed += growth
-                self.window += growth
-                self.grant_at = self.window >> 1
+                self.window = window
+                self.grant_at = window - grant_size(window)
         channel.put(CREDIT | owed, self.sid)
         self.allowance += owed
         self.granted_at = now
