@@ -5,9 +5,10 @@ from collections.abc import Iterable
 
 import trio
 
-from tunnel.server.proxy_protocol import TrustedPeers, missing, source_address
+from tunnel.server.proxy_protocol import SIGNATURE, TrustedPeers, is_start, missing, source_address
 
 MAX_WAITING = 256  # connections whose header has not come; behind a healthy balancer it comes at once
+UNASKED_HEADER = "%s sends a PROXY header, and proxy_protocol_from does not name it; add it there if it is a balancer"
 
 
 class Balancers:
@@ -36,6 +37,14 @@ class Balancers:
             raise ValueError(f"did not come within {self._seconds:g} s") from None
         finally:
             self._waiting -= 1
+
+
+def sends_header(sock: socket.socket) -> bool:
+    """Whether a connection begins with a header that nobody asked for. Nothing is taken from it."""
+    try:
+        return is_start(sock.recv(len(SIGNATURE), socket.MSG_PEEK))
+    except OSError:  # what it is otherwise shows when it is read
+        return False
 
 
 async def _read(sock: socket.socket) -> str | None:

@@ -25,7 +25,7 @@ from tunnel.logs import log_fields
 from tunnel.rate_limited import RateLimited
 from tunnel.relay import Engine
 from tunnel.server.admission import MAX_IN_ALL, source_of
-from tunnel.server.balancers import Balancers
+from tunnel.server.balancers import UNASKED_HEADER, Balancers, sends_header
 from tunnel.server.data_channels import take_data_channel
 from tunnel.server.logins import Logins
 from tunnel.server.registry import Registry
@@ -201,6 +201,8 @@ class Gate:
                     _drop(sock)
                     return None
                 stranger.speak()
+                if sends_header(sock):  # and goes on to fail, for it is no TLS
+                    stranger.tell(logging.WARNING, UNASKED_HEADER)
                 tunnel_options(sock)
                 stream = TlsStream(sock, self._context(), server_side=True)
                 async with self._handshakes:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # licence to keep the server at greetings and farewells.
 LOGINS, LOGINS_PER_SECOND = 256, 2.0
 MAX_WAITING = 16  # logins of one client that wait for its holder's word or end; a good token is no licence to pile up
+_OF_BEFORE = ": its session of before, in whose place is another"
+_ONE_TOO_MANY = "where two processes have its token, stop one, or give each a token of its own"
 
 
 class Logins:
@@ -83,6 +85,8 @@ class Logins:
         with log_fields(client=grant.name):
             refusal = self._why_too_often(grant.name, stranger) or await self._judge(newcomer)
             if refusal is not None:
+                if refusal.reason == "identity_held":
+                    stranger.tell(logging.WARNING, "a login from %s is refused: %s", refusal.message)
                 await stranger.refuse(stream, refusal.status, refusal.reason, refusal.message)
                 return
             # No await since it was judged: nobody can have taken the identity, or attached another channel.
@@ -136,7 +140,8 @@ class Logins:
             finally:
                 del self._sessions[session]
                 self._events.publish("session.ended", client=grant.name)
-                log.info("client '%s' disconnected", grant.name)
+                is_replaced = self._registry.holder(grant.name) is not None  # it has left itself
+                log.info("client '%s' disconnected%s", grant.name, _OF_BEFORE if is_replaced else "")
 
     async def _attach(self, stream: TlsStream, newcomer: "_Newcomer") -> None:
         holder = self._registry.holder(newcomer.grant.name)
@@ -178,7 +183,7 @@ class Logins:
         if isinstance(step, Ask):
             return await session.answers()
         if not session.ended.is_set():
-            session.close(Farewell.REPLACED, f"a newer session of client '{session.client}' took over")
+            session.close(Farewell.REPLACED, f"a newer session of client '{session.client}'; {_ONE_TOO_MANY}")
             await session.ended.wait()
         return False
 

@@ -18,18 +18,24 @@ _V2_HEAD = 16
 _LOCAL, _PROXY = 0x20, 0x21  # with the version, which is 2
 _UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
 _PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
+_NONE = "is missing, and something else came; have it send one, or take it out of proxy_protocol_from"
+
+
+def is_start(data: bytes) -> bool:
+    """Whether the first `len(SIGNATURE)` bytes of a connection, if so many came, can be nothing but a header's."""
+    return data.startswith((SIGNATURE, _V1_START))
 
 
 def missing(header: bytes) -> int:
     """How many bytes more belong to the header for sure; 0 when it is whole. `ValueError` when it is none."""
     if len(header) < len(SIGNATURE):
         if not (SIGNATURE.startswith(header) or _V1_START.startswith(header[: len(_V1_START)])):
-            raise ValueError("is no PROXY header")
+            raise ValueError(_NONE)
         return len(SIGNATURE) - len(header)
     if header.startswith(SIGNATURE):
         return _missing_v2(header)
     if not header.startswith(_V1_START):
-        raise ValueError("is no PROXY header")
+        raise ValueError(_NONE)
     if header.endswith(b"\n"):
         return 0
     if len(header) >= _V1_MAX:
