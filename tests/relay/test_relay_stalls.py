@@ -51,6 +51,37 @@ async def test_a_target_that_speaks_and_hangs_up_before_the_dial_is_seen_is_hear
                 assert await read_to_end(visitor) == b"banner"
 
 
+def speak_urgently(sock: socket.socket) -> None:
+    """As telnet's Synch, and the ABOR of FTP clients: one byte out of band, which is not part of the stream."""
+    sock.send(b"abc")
+    sock.send(b"!", socket.MSG_OOB)
+    sock.send(b"defg")
+
+
+async def test_what_stands_behind_urgent_data_is_heard(poller):
+    async with open_rig(poller) as rig, await rig.visit() as visitor:
+        speak_urgently(visitor.socket._sock)
+        assert await read_exactly(visitor, 7) == b"abcdefg"
+        for _ in range(3):
+            await visitor.send_all(b"x")
+            assert await read_exactly(visitor, 1) == b"x"
+
+
+async def test_a_target_that_speaks_urgently_before_the_dial_is_seen_is_heard(poller):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepted = []
+
+        class Busy(LiteralRoute):
+            def dial(self, stream):
+                super().dial(stream)
+                accepted.append(listener.accept()[0])
+                speak_urgently(accepted[0])  # the engine looks only now
+
+        async with open_rig(poller, Busy(listener.getsockname())) as rig, await rig.visit() as visitor:
+            assert await read_exactly(visitor, 7) == b"abcdefg"
+            accepted[0].close()
+
+
 async def test_a_pong_that_waits_in_the_kernel_counts(poller):
     async with open_rig(poller, channels=0) as rig:
         server, client = await tls_pair()

@@ -9,7 +9,7 @@ from typing import Protocol
 import trio
 
 # The bits of an event; epoll's own values, so that Linux needs no translation.
-READ, WRITE, ERROR, HANGUP, READ_END = 0x001, 0x004, 0x008, 0x010, 0x2000
+READ, URGENT, WRITE, ERROR, HANGUP, READ_END = 0x001, 0x002, 0x004, 0x008, 0x010, 0x2000
 LOOK_SECONDS = 0.5  # between looks for resets where nothing is waited for; B24 allows a second
 MAX_EVENTS = 512  # in one turn, where it can be chosen
 
@@ -55,7 +55,7 @@ class EpollPoller:
         self._epoll = select.epoll()
         self._fd = self._epoll.fileno()
         self.poll: Callable[[float], list[tuple[int, int]]] = self._epoll.poll
-        self._edges = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+        self._edges = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
     def register(self, fd: int, entry: Entry) -> None:
         self._epoll.register(fd, self._edges)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tunnel.errors import RemoteProtocolError
 from tunnel.frames import CREDIT, FIRST_WINDOW, RST, Abort, grant_size, grown_window
-from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, WRITE
+from tunnel.relay.poller import ERROR, HANGUP, READ, READ_END, URGENT, WRITE
 from tunnel.relay.tally import Tally
 from tunnel.sockets import expect_reset, reset
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NONBLOCKING = getattr(socket, "SOCK_NONBLOCK", 0)  # saves a system call where sockets can be born so
 JOINED_BYTES = 16 * 1024  # of data held for a slow local socket, kept in one piece
 _ENDING = READ_END | HANGUP
-_RARE = ERROR | _ENDING
+_RARE = ERROR | URGENT | _ENDING
 
 
 # What befalls dials and is told to the visitor's side as such; anything else there is a reset.
@@ -121,7 +121,7 @@ class Stream:
         self.held: deque[bytearray | memoryview] | None = deque()
         self.held_size = 0
         self.queued: bool | None = False
-        self.ending = False  # the local peer's FIN is near: read until it comes
+        self.ending = False  # the local peer's FIN is near, or urgent data: read until nothing is there
         self.ended = False  # we sent FIN
         self.fin_seen = False  # they sent FIN
         self.shut = False  # and the local socket was told
@@ -183,7 +183,7 @@ class Stream:
         if event & ERROR:
             self.abort(Abort.RESET)  # at once, whatever the credit: this edge does not come again
             return
-        self.ending = True
+        self.ending = True  # or a read stops at urgent data: more may be behind it, of which no other edge tells
         if event & WRITE and self.held is not None:
             self.release_held()
         if self.queued is False and not self.ended:
@@ -240,7 +240,7 @@ class Stream:
         if not event & WRITE:
             return
         self.connecting = False
-        self.ending = bool(event & _ENDING)  # it spoke and hung up before we looked; this edge does not come again
+        self.ending = bool(event & (URGENT | _ENDING))  # it spoke before we looked; this edge does not come again
         self.session.engine.dials.discard(self)
         self.release_held()
         self.ready()
