@@ -134,7 +134,7 @@ async def test_a_change_under_a_storm_keeps_every_word_in_its_order(files):
         @storm.start_soon
         async def statuses():
             while True:
-                couple.theirs._report(couple.theirs.proxies["echo"])
+                couple.theirs._published._report(couple.theirs.proxies["echo"])
                 await trio.sleep(0.0005)
 
         @storm.start_soon
@@ -276,7 +276,7 @@ async def test_a_change_that_comes_to_nothing_closes_its_stream_and_the_session_
     async with open_couple(files) as couple:
         reached = await couple.dial()
         if why == "refused":
-            couple.theirs.is_draining = True
+            couple.theirs._published.is_draining = True
         elif why == "unsupported":
             assert couple.ours._welcome.features == (ATTACH,)
             couple.ours._welcome = evolve(couple.ours._welcome, features=())
@@ -289,7 +289,7 @@ async def test_a_change_that_comes_to_nothing_closes_its_stream_and_the_session_
         if why == "no session":
             couple.ours._nursery = kept
         couple.ours._line._newcomer = None
-        couple.theirs.is_draining = False
+        couple.theirs._published.is_draining = False
         assert getattr(caught.value, "reason", None) == {
             "refused": "session_gone", "unsupported": "attach_unsupported", "under way": "attach_under_way",
         }.get(why)  # fmt: skip

@@ -668,7 +668,7 @@ async def test_a_status_that_is_longer_than_a_message_may_be_is_cut(files):
     ports = tuple(PortRange(port, port) for port in range(10_000, 10_400))
     proxy = ProxySpec("web", "127.0.0.1", 9)
     async with open_house(files) as house, house.login() as (control, _):
-        house.gate.sessions[1].grant = Grant("lab", bytes(32), allow_ports=ports)
+        house.gate.sessions[1]._published.grant = Grant("lab", bytes(32), allow_ports=ports)
         await control.send(ProxySet(1, (proxy,)))
         assert (await receive(control, ProxyStatusUpdate)).reason is Reason.NOT_ALLOWED
 
@@ -691,7 +691,7 @@ async def test_the_last_word_of_a_proxy_that_moved_is_not_passed_on(files):
 
 
 async def test_a_holder_with_replies_waiting_keeps_its_identity_if_it_answers(files):
-    async with open_house(files) as house:
+    async with open_house(files, Limits()) as house:  # no beat of either side comes between
         (session,) = house.gate.sessions
         session._outbox._replies.extend(HeartbeatReply(1) for _ in range(64))
         assert await session.answers()

@@ -34,7 +34,7 @@ class Guest:
         return update
 
     def listener(self, proxy="web"):
-        (listener,) = [one for one, name in self.session._listeners.items() if name == proxy]
+        (listener,) = [one for one, name in self.session._published._listeners.items() if name == proxy]
         return listener
 
     async def visit(self, port, inside=1):

@@ -24,7 +24,9 @@ class Held(Protocol):
     """What is needed of a session."""
 
     client: str
-    grant: Grant
+
+    @property
+    def grant(self) -> Grant: ...
 
     def regrant(self, grant: Grant) -> None: ...
 
@@ -68,7 +70,7 @@ class Identities:
             if grant == session.grant:
                 continue
             if grant is not None and grant.token_sha256 == session.grant.token_sha256:
-                log.info("client '%s' may do something else now than when it came", session.client)
+                log.info("what client '%s' may do has changed", session.client)
                 session.regrant(grant)
             else:
                 self._end(session)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import trio
 
-from tunnel.addresses import HostPort
 from tunnel.backoff import Policy
 from tunnel.config import Grant, ServerConfig
 from tunnel.control import open_server_control
@@ -28,8 +27,6 @@ from tunnel.messages import (
     HeartbeatReply,
     Hello,
     ProxySet,
-    ProxySpec,
-    Reason,
     RetryProxy,
     TargetHealth,
     TicketRequest,
@@ -37,16 +34,12 @@ from tunnel.messages import (
     Welcome,
 )
 from tunnel.protocol import HEARD_BY_SERVER, Law, Phase
-from tunnel.relay import Listener, RelaySession, Tally
-from tunnel.server.allowance import bound, hold_to
-from tunnel.server.asked_policy import policy_of
-from tunnel.server.binding import BindFailed
+from tunnel.relay import RelaySession
 from tunnel.server.outbox import WRITE_SECONDS, Outbox
 from tunnel.server.proxy import Proxy
-from tunnel.server.publication import Publication, take_address
+from tunnel.server.published import Published
 from tunnel.server.registry import Registry
 from tunnel.snapshot import EventStream, SessionView, utc_now
-from tunnel.sockets import listen
 from tunnel.tls import TlsStream
 from tunnel.version import __version__
 
@@ -71,28 +64,41 @@ class Session:
     ) -> None:
         self.id = secrets.token_hex(8)
         self.client = grant.name
-        self.grant = grant
         self.relay = relay
-        bound(relay, grant)
         self.since = utc_now()
-        self.proxies: dict[str, Proxy] = {}
         self.ended = trio.Event()
-        self.is_draining = False
         self._line: ControlLine  # from `run` on
-        self.bind_retry = config.bind_retry  # where a proxy brings no policy of its own; counts from its next round
         self._config = config
         self._registry = registry
-        self._events = events
-        self._remember_port = remember_port
         self._law = Law(HEARD_BY_SERVER)
         self._scope = trio.CancelScope()
         self._outbox = Outbox(grant.name)
+        self._published = Published(
+            grant, config, registry=registry, relay=relay, outbox=self._outbox, events=events,
+            remember_port=remember_port,
+        )  # fmt: skip
         self._last_heard = trio.current_time()
         self._farewell: Goodbye | None = None
-        self._version = 0  # of the client's proxy set
-        self._index: dict[str, int] = {}  # of each proxy in it
-        self._listeners: dict[Listener, str] = {}
         self._heard = trio.Event()
+
+    @property
+    def grant(self) -> Grant:
+        """What the client may do, as of now."""
+        return self._published.grant
+
+    @property
+    def proxies(self) -> dict[str, Proxy]:
+        """Those of the client's proxy set, by name."""
+        return self._published.proxies
+
+    @property
+    def bind_retry(self) -> Policy:
+        """Where a proxy brings no policy of its own; counts from its next round."""
+        return self._published.bind_retry
+
+    @bind_retry.setter
+    def bind_retry(self, bind_retry: Policy) -> None:
+        self._published.bind_retry = bind_retry
 
     # Lifetime
 
@@ -112,8 +118,7 @@ class Session:
             self._free()
 
     def _free(self) -> None:
-        for proxy in self.proxies.values():
-            proxy.stop("the session ended")
+        self._published.stop("the session ended")
         self.relay.close()
         self._registry.leave(self)
         self.ended.set()
@@ -140,7 +145,7 @@ class Session:
     @property
     def can_attach(self) -> bool:
         """Whether another control channel may be attached: the session was greeted, and is not about to end."""
-        is_leaving = self._farewell is not None or self.is_draining or self.ended.is_set()
+        is_leaving = self._farewell is not None or self._published.is_draining or self.ended.is_set()
         return self._law.phase is Phase.READY and not is_leaving
 
     @property
@@ -162,19 +167,15 @@ class Session:
 
     def regrant(self, grant: Grant) -> None:
         """The client may do something else from now on: what it may not is closed with its reason, the rest goes on."""
-        self.grant = grant
-        bound(self.relay, grant)
-        hold_to(grant, self.proxies.values())
+        self._published.regrant(grant)
 
     def drain(self) -> None:
         """Tell the client, take no new visitors, leave those inside alone."""
-        self.is_draining = True
         try:
             self._outbox.reply(Goodbye(Farewell.DRAINING, "the server is stopping; come back when it listens again"))
         except PeerLost:  # it does not read; the others must be told all the same
             self.close(Farewell.DRAINING)
-        for proxy in self.proxies.values():
-            proxy.drain()
+        self._published.drain()
 
     async def _say_last(self, word: Goodbye) -> None:
         with trio.move_on_after(1.0, shield=True):
@@ -213,7 +214,7 @@ class Session:
                 case HeartbeatReply():
                     pass  # having been heard is what counts
                 case ProxySet():
-                    self._take_proxy_set(message, nursery)
+                    self._published.take(message, nursery)
                 case TargetHealth():
                     if proxy := self.proxies.get(message.proxy_name):
                         proxy.hear(message)
@@ -239,81 +240,7 @@ class Session:
         now = trio.current_time()
         return self._registry.issue_tickets(self, count, expires=now + self._config.limits.ticket_seconds, now=now)
 
-    def _take_proxy_set(self, wanted: ProxySet, nursery: trio.Nursery) -> None:
-        """Close what is no longer wanted, start what is new or elsewhere now, revise the rest where it is.
-
-        No await: a visitor accepted now goes by the old set or by the new one, never by half of each.
-        """
-        self._version = wanted.version
-        self._index = {spec.name: index for index, spec in enumerate(wanted.proxies)}
-        specs = {spec.name: spec for spec in wanted.proxies}
-        moved: dict[str, Proxy] = {}
-        for name, proxy in list(self.proxies.items()):
-            spec = specs.get(name)
-            if spec is not None and proxy.is_at(spec):
-                proxy.revise(spec)
-                continue
-            proxy.stop("removed from the proxy set, or its address changed")
-            moved[name] = self.proxies.pop(name)
-            self._outbox.forget(name)
-        for listener, name in self._listeners.items():
-            if name in self.proxies:
-                listener.index, listener.version = self._index[name], self._version
-        for spec in wanted.proxies:
-            if spec.name not in self.proxies:
-                self._start(spec, moved.get(spec.name), nursery)
-
-    def _start(self, spec: ProxySpec, before: Proxy | None, nursery: trio.Nursery) -> None:
-        proxy = Proxy(spec, policy=self._policy_of, take=self._take, report=self._report)
-        if before is not None and spec.checked:
-            proxy.target_health = before.target_health  # the client tells what changes, not what it has told
-        self.proxies[spec.name] = proxy
-        if self.is_draining:
-            proxy.drain()
-        else:
-            nursery.start_soon(proxy.run, name=f"proxy {self.client}/{spec.name}")
-
-    def _policy_of(self, spec: ProxySpec) -> Policy:
-        return self.bind_retry if spec.bind_retry is None else policy_of(spec.bind_retry)
-
-    def _take(self, spec: ProxySpec, tally: Tally) -> Publication:
-        """One bind attempt for one of our proxies."""
-        if len(self._listeners) >= self.grant.max_proxies:
-            word = (
-                f"client '{self.client}' already has {self.grant.max_proxies} proxies; raise max_proxies at the server"
-            )
-            raise BindFailed(Reason.NOT_ALLOWED, word, final=True)
-        if not self.relay.may_hold_more:
-            word = (
-                f"client '{self.client}' has {len(self._listeners)} proxies, and the server no descriptors for more; "
-                "raise its limit there (ulimit -n, LimitNOFILE=)"
-            )
-            raise BindFailed(Reason.OUT_OF_DESCRIPTORS, word)
-        sock, address = take_address(self.grant, spec, self._registry, listen)
-        publication = Publication(address, HostPort(address.addr, address.port), self._registry)
-        listener = self.relay.listen(
-            sock, index=self._index[spec.name], version=self._version, tally=tally, on_lost=publication.on_lost
-        )
-        listener.max_visitors = self._config.limits.max_visitors_per_proxy
-        publication.listener = listener
-        self._listeners[listener] = spec.name
-        listener.on_closed = lambda: self._listeners.pop(listener, None)
-        if spec.publish_port == 0 and self._registry.choose_port(self.client, spec.name, address.port):
-            self._remember_port(self.client, spec.name, address.port)
-        return publication
-
     # Saying
-
-    def _report(self, proxy: Proxy) -> None:
-        """A proxy's status changed: the client gets the newest, in the order of first change."""
-        if self.proxies.get(proxy.spec.name) is not proxy:
-            return  # the last word of one that was stopped must not overtake its successor's
-        self._outbox.post(proxy)
-        self._events.publish(
-            "proxy.status", client=self.client, proxy=proxy.spec.name,
-            status=proxy.status.value, reason=proxy.reason and proxy.reason.value, attempt=proxy.attempt,
-            message=proxy.error_message,
-        )  # fmt: skip
 
     async def _beat(self) -> None:
         seconds = self._config.limits.heartbeat_seconds
