@@ -113,7 +113,7 @@ async def test_the_next_reading_is_compared_with_what_is_in_force_by_then(
     assert [actions for _, actions in process.applied] == [[SetBindRetry(RetryPolicy(max_retries=1))]]
     assert process.said[3:] == [
         ("WARNING", "listen needs a restart: it has changed (0.0.0.0:8443 is in force, [::]:1 in the file)"),
-        ("INFO", "the configuration was read again: nothing to change"),
+        ("INFO", "the configuration was read again: nothing to change without a restart"),
     ]
     nursery.cancel_scope.cancel()
 

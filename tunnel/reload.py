@@ -89,11 +89,12 @@ def _change(running: C, wanted: C, apply: Callable[[C, Sequence[Action]], None])
     actions = diff(running, wanted)
     now = applied(running, actions)
     live = [action for action in actions if not isinstance(action, NeedsRestart)]
+    idle = "nothing to change without a restart" if actions else "nothing to change"
     if live:
         apply(now, live)
     for action in actions:
         log.log(logging.WARNING if isinstance(action, NeedsRestart) else logging.INFO, "%s", action)
-    log.info("the configuration was read again: %s", _count(len(live), "change") if live else "nothing to change")
+    log.info("the configuration was read again: %s", _count(len(live), "change") if live else idle)
     return now
 
 

@@ -69,7 +69,7 @@ ALLOWED = [
     (grant(names=("web", "ssh")), spec()),
 ]
 PORTS = "the token of client 'lab' does not allow port {} (allowed: {}); change allow_ports at the server or what is published"  # noqa: E501
-ADDRS = "the token of client 'lab' does not allow the address {}; change allow_addrs at the server or what is published"
+ADDRS = "the token of client 'lab' does not allow the address {} (allowed: {}); change allow_addrs at the server or what is published"  # noqa: E501
 NAMES = "the token of client 'lab' does not allow the proxy name '{}'; change allow_names at the server or what is published"  # noqa: E501
 REFUSED = [
     (grant("80 8002-8009"), spec(), PORTS.format(8001, "80, 8002-8009")),
@@ -77,12 +77,12 @@ REFUSED = [
     (grant(""), spec(0), PORTS.format(0, "none")),
     (grant(), spec(-1), PORTS.format(-1, "8000-8009")),
     (grant(), spec(65536), PORTS.format(65536, "8000-8009")),
-    (grant(addrs=("127.0.0.1",)), spec(), ADDRS.format("0.0.0.0")),
-    (grant(addrs=("127.0.0.1",)), spec(addr="127.0.0.2"), ADDRS.format("127.0.0.2")),
-    (grant(addrs=("0.0.0.0",)), spec(addr="::"), ADDRS.format("::")),
-    (grant(addrs=("0.0.0.0",)), spec(addr="::1"), ADDRS.format("::1")),
-    (grant(addrs=("::1",)), spec(addr="::"), ADDRS.format("::")),
-    (grant(addrs=()), spec(), ADDRS.format("0.0.0.0")),
+    (grant(addrs=("127.0.0.1",)), spec(), ADDRS.format("0.0.0.0", "127.0.0.1")),
+    (grant(addrs=("127.0.0.1",)), spec(addr="127.0.0.2"), ADDRS.format("127.0.0.2", "127.0.0.1")),
+    (grant(addrs=("0.0.0.0",)), spec(addr="::"), ADDRS.format("::", "0.0.0.0")),
+    (grant(addrs=("0.0.0.0",)), spec(addr="::1"), ADDRS.format("::1", "0.0.0.0")),
+    (grant(addrs=("::1",)), spec(addr="::"), ADDRS.format("::", "::1")),
+    (grant(addrs=()), spec(), ADDRS.format("0.0.0.0", "none")),
     (grant(names=("web",)), spec(), NAMES.format("ssh")),
     (grant(names=()), spec(), NAMES.format("ssh")),
 ]

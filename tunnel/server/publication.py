@@ -27,8 +27,10 @@ def check_allowed(grant: Grant, spec: ProxySpec) -> None:
     if grant.allow_names is not None and spec.name not in grant.allow_names:
         raise _refused(f"the token of client '{grant.name}' does not allow the proxy name '{spec.name}'", "allow_names")
     if grant.allow_addrs is not None and not _is_addr_allowed(spec.publish_addr, grant.allow_addrs):
+        words = ", ".join(grant.allow_addrs) or "none"
         raise _refused(
-            f"the token of client '{grant.name}' does not allow the address {spec.publish_addr}", "allow_addrs"
+            f"the token of client '{grant.name}' does not allow the address {spec.publish_addr} (allowed: {words})",
+            "allow_addrs",
         )
     ports = grant.allow_ports
     if ports is not None and not (any(spec.publish_port in r for r in ports) or (spec.publish_port == 0 and ports)):
