@@ -1,9 +1,18 @@
-"""Which addresses the line to paste names, for every way of listening."""
+"""What `serve` says at its start: which addresses the line to paste names, and who can log in."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from attrs import evolve
 
 from tunnel import introduction
 from tunnel.addresses import HostPort, parse_host_port
+from tunnel.certificates import make_self_signed
+from tunnel.config import Grant, ServerConfig
+from tunnel.errors import TunnelError
+from tunnel.state import StateDir
 
 PUBLIC = {"0.0.0.0": "203.0.113.7", "::": "2001:db8::7"}
 LONELY = {"0.0.0.0": "203.0.113.7", "::": "::1"}  # no IPv6 route
@@ -38,3 +47,53 @@ def test_a_further_wildcard_that_nobody_could_reach_is_not_named(monkeypatch: py
 
 def _parsed(bound: list[str]) -> tuple[HostPort, ...]:
     return tuple(map(parse_host_port, bound))
+
+
+# What `announce` says
+
+
+def _announced(config: ServerConfig, state: Path, *, introduce: bool) -> None:
+    certificate = state / "server.crt"
+    certificate.write_bytes(make_self_signed(())[0])
+    server = SimpleNamespace(cert_file=certificate, addresses=(HostPort("127.0.0.1", 8443),))
+    introduction.announce(cast("Any", server), config, introduce=introduce, public_host=None)
+
+
+def test_a_server_that_nobody_can_log_in_to_says_how_somebody_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ServerConfig(state_dir=tmp_path)
+    word = f"no client can log in yet; make a token: trio-tunnel token new NAME --state-dir {tmp_path}"
+    _announced(config, tmp_path, introduce=False)
+    assert caplog.messages == [word]
+    _announced(evolve(config, clients=(Grant("lab", b"x" * 32),)), tmp_path, introduce=False)
+    StateDir.open(tmp_path).new_token("home")
+    _announced(config, tmp_path, introduce=False)
+    assert caplog.messages == [word]
+
+
+def test_later_the_line_to_paste_names_no_client(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    StateDir.open(tmp_path).new_token("home")
+    _announced(ServerConfig(state_dir=tmp_path), tmp_path, introduce=True)
+    _, comment, _ = capsys.readouterr().out.splitlines()
+    assert comment == f"# with a client's token; to make one: trio-tunnel token new NAME --state-dir {tmp_path}"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output_ends_a_start_only_where_a_token_would_be_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, state = ServerConfig(state_dir=tmp_path), StateDir.open(tmp_path)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(TunnelError, match="cannot write to standard output"):
+            _announced(config, tmp_path, introduce=True)
+        assert state.grants() == ()
+        state.new_token("home")
+        monkeypatch.setattr("sys.stdout", full)
+        _announced(config, tmp_path, introduce=True)
+        with pytest.raises(OSError, match="No space left"):
+            full.close()
+    assert caplog.messages == [
+        "cannot write to standard output (No space left on device); give it somewhere to go; serving all the same"
+    ]

@@ -55,11 +55,11 @@ def test_addresses_in_trouble_take_five_lines_at_most() -> None:
 def test_a_server_tells_the_channels_of_each_client() -> None:
     clients = {
         "home": {"channels": 3, "streams": 12, "suspect": 0, "retiring": 0},
-        "lab": {"channels": 2, "streams": 0, "suspect": 1, "retiring": 1},
+        "lab": {"channels": 2, "streams": 1, "suspect": 1, "retiring": 1},
     }
     assert pool_lines({"connection_pool": {"clients": clients}}) == [
         "data channels of home: 3, 12 streams",
-        "data channels of lab: 2, 0 streams, 1 suspect, 1 retiring",
+        "data channels of lab: 2, 1 stream, 1 suspect, 1 retiring",
     ]
 
 

@@ -189,6 +189,17 @@ def test_the_plain_table_has_a_line_per_proxy_with_everything_on_it() -> None:
     assert render_plain(stats()).startswith("no proxies")
 
 
+def test_a_client_that_stops_and_has_visitors_inside_is_not_asked_to_add_proxies() -> None:
+    nobody = {"role": "server", "sessions": []}
+    assert (
+        render_plain(nobody) == "no proxies; a client adds one with `trio-tunnel connect SERVER -p NAME=PUBLISH:TARGET`"
+    )
+    draining = {**nobody, "sessions": [{"client": "home", "proxies": []}, {"client": "lab", "proxies": []}]}
+    words = "no proxies; connected, and publishing nothing (any more): home, lab"
+    assert render_plain(draining) == words
+    assert render_table(draining, width=80).plain == words
+
+
 def test_another_version_and_hostile_values_do_not_break_the_table() -> None:
     odd = {
         "sessions": [

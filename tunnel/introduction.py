@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def announce(server: Server, config: ServerConfig, *, introduce: bool, public_host: str | None) -> None:
     """Print where the server listens, and with `introduce` the line to paste; at the first start that has a token.
 
-    Raises `TunnelError` where standard output takes nothing; the token is then nobody's.
+    Raises `TunnelError` where standard output does not take a token that is shown once; it is then nobody's.
     """
     assert config.state_dir is not None
     pin = pin_text(certificate_pin_of_file(server.cert_file))
@@ -33,13 +33,21 @@ def announce(server: Server, config: ServerConfig, *, introduce: bool, public_ho
         lines = [*_lines_to_paste(reachable(server.addresses, public_host), pin, token, config.state_dir), *lines]
     else:
         log.info("clients can verify this server by its pin: %s", pin)
+        _look_for_clients(config, config.state_dir)
     try:
         print("\n".join(lines), flush=True)  # noqa: T201
     except OSError as exc:
         sys.stdout = None  # or the interpreter tries once more at exit, and complains
+        word = f"cannot write to standard output ({exc.strerror}); give it somewhere to go"
         if token is not None:
             StateDir.open(config.state_dir).revoke_token(FIRST_CLIENT)
-        raise TunnelError(f"cannot write to standard output ({exc.strerror}); give it somewhere to go") from exc
+            raise TunnelError(word) from exc
+        log.warning("%s; serving all the same", word)  # what stands there is known, and a full disk is no end
+
+
+def _look_for_clients(config: ServerConfig, state_dir: Path) -> None:
+    if not config.clients and not StateDir.open(state_dir).grants():
+        log.warning("no client can log in yet; make a token: trio-tunnel token new NAME%s", _where_kept(state_dir))
 
 
 def _first_token(state_dir: Path) -> str | None:
@@ -52,8 +60,11 @@ def _lines_to_paste(addresses: tuple[HostPort, ...], pin: str, token: str | None
     line = f"trio-tunnel connect {' '.join(shlex.quote(str(where)) for where in addresses)} --pin {pin}"
     if token is not None:
         return [f"TRIO_TUNNEL_TOKEN={token} {line}"]
-    where_kept = "" if state_dir == default_state_dir() else f" --state-dir {shlex.quote(str(state_dir))}"
-    return [line, f"# with the token of that client; to make another: trio-tunnel token new NAME{where_kept}"]
+    return [line, f"# with a client's token; to make one: trio-tunnel token new NAME{_where_kept(state_dir)}"]
+
+
+def _where_kept(state_dir: Path) -> str:
+    return "" if state_dir == default_state_dir() else f" --state-dir {shlex.quote(str(state_dir))}"
 
 
 def reachable(bound: tuple[HostPort, ...], public_host: str | None) -> tuple[HostPort, ...]:

@@ -64,7 +64,8 @@ def _trouble(address: str, site: dict[str, Any]) -> str:
 
 
 def _channels(channels: dict[str, Any]) -> str:
-    words = [f"{_number(channels.get('channels'))}, {_number(channels.get('streams'))} streams"]
+    streams = _number(channels.get("streams"))
+    words = [f"{_number(channels.get('channels'))}, {streams} stream{'' if streams == 1 else 's'}"]
     words += [f"{number} {state}" for state in ("suspect", "retiring") if (number := _number(channels.get(state)))]
     return ", ".join(words)
 

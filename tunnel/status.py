@@ -149,10 +149,19 @@ def _columns(pairs: Sequence[tuple[str, ProxyView]], *, dot: str = "") -> list[C
 NOTHING = "no proxies; a client adds one with `trio-tunnel connect SERVER -p NAME=PUBLISH:TARGET`"
 
 
+def _nothing(stats: dict[str, Any]) -> str:
+    """Of no proxies. A client that stops has taken them back, while its visitors may finish."""
+    sessions = [session for session in stats.get("sessions", []) if isinstance(session, dict)]
+    clients = ", ".join(clean(str(session.get("client", ""))) for session in sessions)
+    if stats.get("role") != "server" or not clients:
+        return NOTHING
+    return f"no proxies; connected, and publishing nothing (any more): {clients}"
+
+
 def render_plain(stats: dict[str, Any]) -> str:
     """Aligned columns without colour, a line per proxy with its explanation at the end; for pipes and files."""
     pairs = proxies_of(stats)
-    lines = [NOTHING]
+    lines = [_nothing(stats)]
     if pairs:
         why = Column("EXPLANATION", [explain(view, refused=view.refused) for _, view in pairs])
         lines = [GAP.join(cell for _, cell in line).rstrip() for line in lay_out([*_columns(pairs), why], None)]
@@ -167,7 +176,7 @@ def render_table(stats: dict[str, Any], *, width: int, height: int | None = None
     pairs = proxies_of(stats)
     text = Text(no_wrap=True, overflow="ellipsis" if unicode else "crop")
     if not pairs:
-        return text.append(NOTHING)
+        return text.append(_nothing(stats))
     ellipsis = "…" if unicode else "..."
     header, *lines = lay_out(_columns(pairs, dot="● " if unicode else ""), width, ellipsis=ellipsis)
     text.append(GAP.join(cell for _, cell in header), "bold")

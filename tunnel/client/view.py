@@ -93,7 +93,7 @@ class Output:
             await trio.to_thread.run_sync(_write_all, self._fd, data, abandon_on_cancel=True, limiter=self._one)
         except OSError as exc:  # a closed pipe or terminal; the tunnel goes on unseen
             self._is_gone = True
-            log.info("view.reader_gone", extra={"error": str(exc)})
+            log.info("nothing is shown any more (%s); the proxies are served as before", exc.strerror or exc)
 
 
 def _write_all(fd: int, data: bytes) -> None:
