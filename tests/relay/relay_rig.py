@@ -177,14 +177,19 @@ async def open_rig(
     max_streams: int | None = None,
     family: int = socket.AF_INET,
     keeps_time: bool = True,
+    is_alone: bool = True,
 ) -> AsyncIterator[Rig]:
-    """`target` is a handler, an address, or a route. At the end everything must be gone, or this fails."""
+    """`target` is a handler, an address, or a route. `is_alone` as in processes that are nothing but a tunnel's end.
+
+    At the end everything must be gone, or this fails.
+    """
     before = descriptors()
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             rig = Rig(Engine(server_limits, poller=poller), Engine(client_limits, poller=poller), nursery)
             budgets = [engine.budget.free for engine in rig.engines]
             for engine in rig.engines:
+                engine.is_alone = is_alone
                 await nursery.start(engine.run)
                 if keeps_time:
                     nursery.start_soon(keep_time, engine)

@@ -21,6 +21,7 @@ from relay_rig import (
 )
 from test_relay_law import frame, message
 
+import tunnel.relay.channel as channel_module
 from tunnel.config import Limits
 from tunnel.frames import DATA, FIRST_WINDOW, PONG, control_message
 from tunnel.relay.session import MAX_OPENS_BYTES
@@ -123,6 +124,42 @@ async def test_a_channel_has_one_share_of_a_turn_however_much_waits(poller):
             await trio.to_thread.run_sync(parts.sock.sendall, b"".join(pieces))
             await until(lambda: sum(shares) >= 800 * 60_000)
         assert max(shares) < 4 * ALONE.inbound  # one as told, one of the turns before, each with its last read
+
+
+async def test_a_channel_waits_in_one_line_once_however_often_it_is_looked_at(poller):
+    """Its silence may be asked about while it has more than its share: then it is read out of its turn."""
+    async with open_rig(poller, channels=0) as rig:
+        peer, _ = await rig.add_raw_channel()
+        await peer.receive_some()  # the first ping
+        channel, rereads = rig.server.channels[0], rig.server_engine.rereads
+        channel._read_later()
+        channel.read_now()
+        channel._read_later()
+        assert rereads.next() is channel
+        assert not rereads
+        channel.reread()
+        peer.close()
+
+
+async def test_bulk_passes_where_several_pieces_cannot_be_sent_in_one_call(poller, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr(channel_module, "GATHERS", False)
+
+    class Plain:
+        def __init__(self, sock):
+            self._sock = sock
+
+        def __getattr__(self, name):
+            assert name != "sendmsg"
+            return getattr(self._sock, name)
+
+    async with open_rig(poller) as rig, await rig.visit() as visitor:
+        for session in (rig.server, rig.client):
+            session.channels[0].sock = Plain(session.channels[0].sock)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(visitor.send_all, bytes(4 * MIB))
+            assert await read_exactly(visitor, 4 * MIB) == bytes(4 * MIB)
+        assert rig.server_engine.errors == rig.client_engine.errors == 0
 
 
 async def test_windows_that_grew_leave_room_for_new_visitors(poller):

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 FAR_SECONDS = 0.005  # a round trip that is worth saving
 COLD_SECONDS = 1.0  # without a new stream
 WARM_BYTES = 64 * 1024  # received since: some three round trips of a growing window
+GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 STEP_BYTES = 128 * 1024  # BIOs never shrink, so they are filled and emptied in steps; 64 KiB are 8 % slower
 
 # What a peer's RST may say of a visitor that was never served; any other reason cut one that was.
@@ -216,8 +217,9 @@ class Channel:
         self.session.moving.retry()
 
     def _read_later(self) -> None:
-        self._has_more = True
-        self.engine.rereads.add(self)
+        if not self._has_more:  # `read_now` may find it in the line
+            self._has_more = True
+            self.engine.rereads.add(self)
 
     def reread(self) -> None:
         """Go on reading where the last turn's share ended."""
@@ -422,6 +424,8 @@ class Channel:
     def _send(self) -> bool:
         """Hand the kernel what is encrypted, in one call; True when it took all."""
         ready = self._unsent
+        if len(ready) > 1 and not GATHERS:
+            ready[:] = [b"".join(ready)]
         try:
             sent = self.sock.send(ready[0]) if len(ready) == 1 else self.sock.sendmsg(ready)
         except (BlockingIOError, InterruptedError):

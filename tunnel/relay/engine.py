@@ -3,7 +3,6 @@
 import gc
 import logging
 import math
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -77,8 +76,9 @@ M = TypeVar("M", bound=Member)
 class Engine:
     """One a process. `run` ends when cancelled; sessions attach to it and leave before.
 
-    `linger` trades up to 2 ms of the other Trio tasks' time for fewer passes through Trio: only for a process whose
-    Trio run holds nothing but one tunnel end (two lingering engines in one run starve each other, measured).
+    `linger` trades up to 2 ms of the other Trio tasks' time for fewer passes through Trio: only for a process that is
+    nothing but one tunnel end (two lingering engines in one run starve each other, measured). Elsewhere others may
+    have copies of our descriptors, for a fork has, so there sockets are shut and unregistered before they are closed.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class Engine:
         self._arrived: dict[int, Member] = {}  # and who got such a number since: not to be told of those events
         self._poller: Poller = (poller or available()[0])()
         self.tells_errors = self._poller.tells_errors
+        self.is_alone = linger  # in its process
         self._linger = linger and self._poller.waits
         self._watch = Watch()
         self._waker, wakee = socket.socketpair()
@@ -167,10 +168,8 @@ class Engine:
                         await trio.lowlevel.checkpoint()
                     else:
                         await self._poller.wait()
-                    if self._linger:
-                        is_hot = self._take_turns()
-                    else:
-                        self.turn(0)
+                    self.turn(0)  # what woke us was not watched for, and must not count as if
+                    is_hot = self._linger and self._take_turns()
         finally:
             self.close()
 
@@ -334,7 +333,10 @@ class Engine:
     def closing(self, fd: int) -> None:
         """Hear no more of it; in place of `unregister` for who closes it next, and has no copy of it."""
         self._forget(fd)
-        self._poller.closing(fd)
+        if self.is_alone:
+            self._poller.closing(fd)
+        else:
+            self._poller.unregister(fd)
 
     def _forget(self, fd: int) -> None:
         if self._arrived.pop(fd, None) is None:
@@ -416,7 +418,7 @@ class _Wakee:
         self.fileno = sock.fileno
 
     def on_event(self, event: int) -> None:
-        os.read(self.sock.fileno(), 4096)
+        self.sock.recv(4096)
 
     def wants(self) -> int:
         return 1

@@ -348,8 +348,8 @@ class Stream:
 
     def _shut(self) -> None:
         assert self.sock is not None
-        if self.ended and isinstance(self.sock, socket.socket):
-            self.finish()  # closing it says so, too
+        if self.ended and self.session.engine.is_alone and isinstance(self.sock, socket.socket):
+            self.finish()  # closing the only copy says so, too
             return
         try:
             self.sock.shutdown(socket.SHUT_WR)
