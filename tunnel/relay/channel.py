@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FOLLOWERS = 2  # one may be lost, too; with one the hundredth request took 54 ms, with two 48
 FAR_SECONDS = 0.005  # a round trip that is worth saving
 COLD_SECONDS = 1.0  # without a new stream
 WARM_BYTES = 64 * 1024  # received since: some three round trips of a growing window
@@ -369,6 +370,8 @@ class Channel:
             self._encrypt_batch(size)
             if size >= BIG_BYTES:
                 self.engine.look_at_clock()
+            elif self.round_trip >= FAR_SECONDS:
+                self.engine.unfollowed.add(self)
         if (self._controls or self._pong is not None) and not self._small:  # no ping overtakes a frame put before it
             self._encrypt_controls()
         if self._unsent:
@@ -377,6 +380,18 @@ class Channel:
             self.stir()
         if self.is_retiring and self.alive and not self._closing:
             self.session.moving.go_on(self)
+
+    def follow_up(self) -> None:
+        """Nothing has followed what was sent last, so send a few bytes that mean nothing (RFC 6455 §5.5.3).
+
+        A lost packet shows when a later one arrives (RFC 8985). Without one the sender finds out by a timer of 200 ms and
+        more: in thin traffic across a path of 20 ms that loses half a percent, every hundredth request took that long.
+        """
+        for _ in range(FOLLOWERS):
+            if not self._unsent and not self._closing:
+                self._controls.append(control_message(PONG, b"", masked=self._masks))
+                self._encrypt_controls()
+                self._send()
 
     def _collect(self) -> int:
         """Fill the engine's batch: the small frames, then a read of each fresh stream, then of each bulk one.
@@ -482,6 +497,7 @@ class Channel:
         self.engine.pings.discard(self)
         self.engine.pongs.discard(self)
         self.engine.doubts.discard(self)
+        self.engine.unfollowed.discard(self)
         self.pulse.tell()
         self._small.clear()
         self.fresh.clear()

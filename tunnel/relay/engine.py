@@ -92,6 +92,7 @@ class Engine:
         limits = limits or Limits()
         self.sessions: set[RelaySession] = set()
         self.stirred: list[Channel] = []  # have something to send
+        self.unfollowed: set[Channel] = set()  # far ones that sent little, and perhaps nothing since
         self.rereads: Rota[Channel] = Rota()  # had more than a turn's share
         self.mixture = Mixture()
         self.share = ALONE
@@ -182,9 +183,20 @@ class Engine:
             if self.share is BESIDE and offer_core is not None:
                 offer_core()
             if not ready and not (self.stirred or self.rereads):
+                if self.unfollowed:
+                    self._follow_up()
                 return False
             if self.now() >= end:
                 return True
+
+    def _follow_up(self) -> None:
+        """There was a moment's silence after what these channels sent."""
+        channels, self.unfollowed = self.unfollowed, set()
+        for channel in channels:
+            try:
+                channel.follow_up()
+            except Exception as exc:
+                self.wall(channel, exc)
 
     def _next_events(self) -> list[tuple[int, int]]:
         """What comes next, or nothing within LINGER_WAIT; watched for if that pays, else slept until."""
