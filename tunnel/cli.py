@@ -73,9 +73,13 @@ def cli() -> None:
     """A reverse tunnel: publish services behind NAT on a public host, and know at every moment whether each can be
     reached, and why not.
 
-    On the public host:    trio-tunnel serve
+    \b
+    On the public host:   trio-tunnel serve
+    Beside the service:   paste the line that `serve` prints, and append
+                          -p web=8001:127.0.0.1:8080
 
-    Beside the service:    paste the line that `serve` prints, and append  -p web=8001:127.0.0.1:8080
+    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 refused (token, pin, certificate, identity held by
+    another process), 130 second signal.
     """
 
 
@@ -97,9 +101,12 @@ def serve(
     """Run the server.
 
     Without a config it makes a key, a certificate and a token on first start, and prints one line to paste beside the
-    service. Example:
+    service. SIGHUP reads the config again; SIGTERM lets visitors inside finish, a second one does not.
 
-        trio-tunnel serve --public-host tunnel.example.com
+    \b
+    Examples:
+      trio-tunnel serve --public-host tunnel.example.com
+      trio-tunnel serve -c server.toml
     """
     from functools import partial
 
@@ -138,9 +145,13 @@ def connect(
     """Connect to SERVER and publish services there. Several are addresses of one server.
 
     PUBLISH is PORT, ADDR:PORT or 0 (the server chooses); TARGET is PORT, HOST:PORT, tls://HOST:PORT or unix:/path.
-    Example:
+    SIGHUP reads the config again; SIGTERM lets visitors inside finish, a second one does not.
 
-        trio-tunnel connect tunnel.example.com --pin sha256:… -p web=8001:8080 -p ssh=8022:22
+    \b
+    Examples:
+      trio-tunnel connect tunnel.example.com --pin sha256:… --token-file home.token \\
+          -p web=8001:8080 -p ssh=8022:22
+      trio-tunnel connect -c client.toml
     """
     from attrs import evolve
 
@@ -159,25 +170,35 @@ def connect(
     sys.exit(run_connect(load(), options, once=once, as_json=as_json))
 
 
-@cli.command(context_settings=SETTINGS)
+@cli.command(context_settings=SETTINGS, short_help="Server, sample service and client in one process.")
 @click.option("--check", is_flag=True, help="Try it all, print each step, and exit.")
 @verbose_option
 def demo(check: bool, verbose: int) -> None:
     """A server, a sample web service and a client in one process, to see what this is for.
 
     One proxy works; a second one's port is taken on purpose, so that you see it being retried. Ctrl-C ends it.
+
+    \b
+    Example:
+      trio-tunnel demo --check
     """
     from tunnel.demo import run_demo
 
     sys.exit(run_demo(check=check, verbose=verbose))
 
 
-@cli.command(context_settings=SETTINGS)
+@cli.command(context_settings=SETTINGS, short_help="Sessions, proxies and their states.")
 @json_option
 @click.option("--watch", "watching", is_flag=True, help="Keep showing it, once a second.")
 @click.option("--admin", metavar="HOST:PORT", default="127.0.0.1:8480", show_default=True)
 def status(as_json: bool, watching: bool, admin: str) -> None:
-    """Sessions, proxies and their states, of a running server or client."""
+    """Sessions, proxies and their states, of a running server, or of a client that was started with --admin.
+
+    \b
+    Examples:
+      trio-tunnel status --watch
+      trio-tunnel status --json --admin 127.0.0.1:8481
+    """
     import json
     from functools import partial
 
@@ -194,12 +215,19 @@ def status(as_json: bool, watching: bool, admin: str) -> None:
         print_status(fetch_stats(where), sys.stdout)
 
 
-@cli.command(context_settings=SETTINGS)
+@cli.command(context_settings=SETTINGS, short_help="Start a proxy's bind retry afresh.")
 @click.argument("name")
 @click.option("--admin", metavar="HOST:PORT", default="127.0.0.1:8480", show_default=True)
 @state_option
 def retry(name: str, admin: str, state_dir: Path | None) -> None:
-    """Start the bind retry of proxy NAME (or CLIENT/NAME) afresh; its siblings are not touched."""
+    """Start the bind retry of proxy NAME (or CLIENT/NAME) afresh; its siblings are not touched.
+
+    The state directory is that of the process asked: its admin token lies there.
+
+    \b
+    Example:
+      trio-tunnel retry home/web --state-dir /var/lib/trio-tunnel
+    """
     from tunnel.status import request_retry
 
     token = with_state(state_dir, lambda state: state.admin_token(), make=False)
@@ -211,12 +239,18 @@ def retry(name: str, admin: str, state_dir: Path | None) -> None:
     )
 
 
-@cli.command(context_settings=SETTINGS)
+@cli.command(context_settings=SETTINGS, short_help="Report every mistake of a configuration file.")
 @click.argument("file", type=FILE)
 @click.option("--as", "kind", type=click.Choice(["server", "client"]), help="Which kind of file it is.")
 @json_option
 def check(file: Path, kind: Any, as_json: bool) -> None:
-    """Report every mistake of a configuration file at once; exit code 2 if there are any."""
+    """Report every mistake of a configuration file at once, with line, key, value and remedy; exit code 2 if there
+    are any.
+
+    \b
+    Example:
+      trio-tunnel check server.toml
+    """
     from tunnel.config_file import check_file
 
     report = check_file(file, kind)
@@ -247,7 +281,9 @@ def _print_report(report: Any) -> None:
 def init(kind: Any, output: Path | None) -> None:
     """Print a commented configuration file to start from.
 
-    Example:  trio-tunnel init client -o client.toml
+    \b
+    Example:
+      trio-tunnel init client -o client.toml
     """
     from tunnel.templates import init_text
 

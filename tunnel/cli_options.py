@@ -14,7 +14,12 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 config_option = click.option("-c", "--config", type=FILE, help="Configuration file (TOML); see `trio-tunnel init`.")
-state_option = click.option("--state-dir", type=FOLDER, help="Where keys, tokens and chosen ports are kept.")
+state_option = click.option(
+    "--state-dir",
+    type=FOLDER,
+    help="Where keys, tokens and chosen ports are kept.  [default: "
+    "/var/lib/trio-tunnel for root, else ~/.local/state/trio-tunnel]",
+)
 verbose_option = click.option("-v", "--verbose", count=True, help="Log more; -vv also what libraries log.")
 format_option = click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 profile_option = click.option("--profile-dir", type=FOLDER, help="On SIGUSR2, write a dump of tasks and figures there.")

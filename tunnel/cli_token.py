@@ -10,14 +10,21 @@ from tunnel.cli_options import SETTINGS, admin_address, config_option, json_opti
 
 @click.group(context_settings=SETTINGS)
 def token() -> None:
-    """Make and revoke the tokens that clients log in with."""
+    """Make, list and revoke the tokens that clients log in with."""
 
 
-@token.command("new", context_settings=SETTINGS)
+@token.command("new", context_settings=SETTINGS, short_help="Make a token for a new client; it is shown once.")
 @click.argument("name")
 @state_option
 def token_new(name: str, state_dir: Path | None) -> None:
-    """Make a token for a new client NAME; it is shown once, and kept only as its SHA-256."""
+    """Make a token for a new client NAME; it is shown once, and kept only as its SHA-256.
+
+    A running server knows it within a second.
+
+    \b
+    Example:
+      (umask 077; trio-tunnel token new home > home.token)
+    """
     from tunnel.state import hash_token
 
     secret, path = with_state(state_dir, lambda state: (state.new_token(name), state.path))
@@ -37,7 +44,7 @@ def token_new(name: str, state_dir: Path | None) -> None:
     )
 
 
-@token.command("revoke", context_settings=SETTINGS)
+@token.command("revoke", context_settings=SETTINGS, short_help="End a client's token for good.")
 @click.argument("name")
 @config_option
 @state_option
@@ -45,6 +52,10 @@ def token_revoke(name: str, config: Path | None, state_dir: Path | None) -> None
     """End the token of client NAME for good, also where an entry of a configuration has it (give -c, if only there).
 
     A running server ends the client's session within a second.
+
+    \b
+    Example:
+      trio-tunnel token revoke home -c server.toml
     """
     clients, state_dir = _entries(config, state_dir)
     others = [grant.token_sha256 for grant in clients if grant.name == name]
@@ -52,14 +63,19 @@ def token_revoke(name: str, config: Path | None, state_dir: Path | None) -> None
     click.echo(f"the token of client '{name}' is revoked; a server that runs ends its session within a second")
 
 
-@token.command("list", context_settings=SETTINGS)
+@token.command("list", context_settings=SETTINGS, short_help="The clients, what they may do, who is connected.")
 @config_option
 @state_option
 @click.option("--admin", metavar="HOST:PORT", help="Of the server, or off.  [default: 127.0.0.1:8480]")
 @json_option
 def token_list(config: Path | None, state_dir: Path | None, admin: str | None, as_json: bool) -> None:
     """The clients with a token in the state directory, or an entry in the configuration given with -c: since when,
-    what they may do, and whether they are connected, where a running server can be asked."""
+    what they may do, and whether they are connected, where a running server can be asked.
+
+    \b
+    Example:
+      trio-tunnel token list -c server.toml
+    """
     import json
 
     from tunnel.token_list import lines, rows

@@ -28,6 +28,7 @@ UPDATE = {
 }  # fmt: skip
 COMMANDS: list[Sequence[str]] = [
     [], ["serve"], ["connect"], ["demo"], ["status"], ["retry"], ["check"], ["init"], ["token"], ["token", "new"],
+    ["token", "list"], ["token", "revoke"],
 ]  # fmt: skip
 
 
