@@ -221,7 +221,7 @@ async def keep_time(engine: Engine) -> None:
 def assert_bare(engine: Engine, budget: int) -> None:
     """Nothing is left of any session."""
     assert engine.sessions == set()
-    assert engine.full == set()
+    assert not engine.full
     assert [*engine._entries.values(), *engine._arrived.values()] == [engine._wakee]
     assert [len(queue) for queue in engine._queues] == [0] * len(engine._queues)
     assert (engine.open_streams, engine.budget.free) == (0, budget)

@@ -124,7 +124,7 @@ async def test_at_a_bound_the_listener_pauses_and_resumes(poller, bound):
             await ping(visitor)
         async with await rig.visit() as waiting:  # in the kernel's backlog
             await waiting.send_all(b"x")
-            await until(lambda: rig.server_engine.full == {rig.listener})
+            await until(lambda: rig.listener in rig.server_engine.full)
             turns = rig.server_engine.turns
             with trio.move_on_after(0.1) as patience:
                 await waiting.receive_some(1)
@@ -137,6 +137,38 @@ async def test_at_a_bound_the_listener_pauses_and_resumes(poller, bound):
             await visitor.aclose()
         await until(lambda: rig.tally.visitors == 0)
         assert rig.tally.visitors_total == 4
+
+
+async def ask_and_leave(visitor):
+    async with visitor:
+        await ping(visitor)
+
+
+async def test_a_place_that_gets_free_costs_the_work_of_one_listener_however_many_wait(poller, monkeypatch):
+    many, registered = 30, []
+    async with open_rig(poller, server_limits=Limits(max_visitors=1)) as rig:
+        engine = rig.server_engine
+        register = engine.register
+
+        def counted(fd, entry, *, level=False):
+            registered.append(level)
+            register(fd, entry, level=level)
+
+        addresses = [rig.address]
+        for _ in range(many - 1):
+            rig.listen()
+            addresses.append(rig.address)
+        visitors = []
+        for rig.address in addresses:
+            visitors.append(await rig.visit())
+        await until(lambda: len(engine.full) == many)
+        monkeypatch.setattr(engine, "register", counted)
+        async with trio.open_nursery() as nursery:
+            for visitor in visitors:
+                nursery.start_soon(ask_and_leave, visitor)
+        await until(lambda: rig.tally.visitors == 0 and not engine.full)
+        assert rig.tally.visitors_total == many
+        assert registered.count(True) <= 2 * many  # once to take its visitor in, once to find that it has no other
 
 
 async def test_a_client_at_its_bound_refuses_with_the_reason(poller):

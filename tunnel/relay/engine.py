@@ -15,6 +15,7 @@ from tunnel.config import Limits
 from tunnel.frames import FIRST_WINDOW, Abort
 from tunnel.relay.channel import STEP_BYTES, Channel
 from tunnel.relay.deadlines import DeadlineQueue
+from tunnel.relay.line import Line
 from tunnel.relay.listener import Listener
 from tunnel.relay.poller import Entry, Poller, available
 from tunnel.relay.pulse import DOUBT_SECONDS
@@ -105,7 +106,7 @@ class Engine:
         self.max_streams = limits.max_visitors
         self.open_streams = 0
         self.room = room or Room()
-        self.full: set[Listener] = set()  # paused at a bound
+        self.full: Line[Listener] = Line()  # paused at a bound
         self.pings = self._deadlines(PING_SECONDS, Channel.ping)
         self.pongs = self._deadlines(PONG_SECONDS, Channel.unanswered)
         self.doubts = self._deadlines(DOUBT_SECONDS, Channel.doubted)
@@ -240,6 +241,8 @@ class Engine:
         if self.stirred:
             self._begin_clock()
             self._pump()
+        if self.full.unseen:
+            self._go_on()
         share = self.mixture.share(self.turns)
         if share is not self.share:
             self._change_share(share)
@@ -368,11 +371,24 @@ class Engine:
             self.look_at_bounds()
 
     def look_at_bounds(self) -> None:
-        """A bound is further away than it was: listeners that have room again go on."""
-        for listener in list(self.full):
-            if not listener.is_at_bound:
-                self.full.discard(listener)
+        """A bound is further away than it was: listeners that have room again go on, one at the end of each turn."""
+        if self.full and not self.full.unseen:
+            self.wake()
+        self.full.look_again()
+
+    def _go_on(self) -> None:
+        """Who goes on has a turn's time to take what room there is, before the next one does."""
+        if self.is_full:
+            self.full.unseen = 0  # who leaves next lets us look again
+            return
+        listener = self.full.next()
+        if listener is not None:
+            try:
                 listener.resume()
+            except Exception as exc:
+                self.wall(listener, exc)
+        if self.full.unseen:
+            self.wake()
 
     def full_for(self, listener: Listener) -> None:
         """A bound is reached: visitors wait in the kernel until others have gone. Says so at most once a minute."""
