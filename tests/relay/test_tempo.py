@@ -2,7 +2,19 @@
 
 import pytest
 
-from tunnel.relay.tempo import ALONE, BESIDE, HORIZON, MAX_REST, SHORT_SECONDS, SHORT_SLEEPS, Mixture, Rota, Watch
+from tunnel.relay.tempo import (
+    ALONE,
+    BESIDE,
+    HORIZON,
+    LONG_SECONDS,
+    MAX_REST,
+    SHORT_SECONDS,
+    SHORT_SLEEPS,
+    Courtesy,
+    Mixture,
+    Rota,
+    Watch,
+)
 
 
 def waits_slept_through(watch):
@@ -113,3 +125,30 @@ def test_who_comes_back_is_behind_the_others():
     assert rota.next() is first
     rota.add(first)
     assert [rota.next().name for _ in range(2)] == ["b1", "a1"]
+
+
+def offers_left_out(courtesy):
+    count = 0
+    while not courtesy.may_offer():
+        count += 1
+    return count
+
+
+def test_a_core_that_comes_back_soon_is_always_offered():
+    courtesy = Courtesy()
+    for _ in range(5):
+        assert courtesy.may_offer()
+        courtesy.took(LONG_SECONDS * 0.99)
+
+
+def test_a_core_that_others_keep_is_offered_ever_more_rarely():
+    courtesy = Courtesy()
+    left_out = []
+    for _ in range(10):
+        assert courtesy.may_offer()
+        courtesy.took(LONG_SECONDS)
+        left_out.append(offers_left_out(courtesy))
+    assert left_out == [1, 2, 4, 8, 16, 32, 64, 128, 256, MAX_REST]
+    courtesy.took(0.0)
+    courtesy.took(LONG_SECONDS)
+    assert offers_left_out(courtesy) == 1

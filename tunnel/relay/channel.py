@@ -384,8 +384,8 @@ class Channel:
     def follow_up(self) -> None:
         """Nothing has followed what was sent last, so send a few bytes that mean nothing (RFC 6455 §5.5.3).
 
-        A lost packet shows when a later one arrives (RFC 8985). Without one the sender finds out by a timer of 200 ms and
-        more: in thin traffic across a path of 20 ms that loses half a percent, every hundredth request took that long.
+        A lost packet shows when a later one arrives (RFC 8985). Without one the sender finds out by a timer of 200 ms
+        and more: across a path of 20 ms that loses half a percent, every hundredth small request took that long.
         """
         for _ in range(FOLLOWERS):
             if not self._unsent and not self._closing:

@@ -28,6 +28,7 @@ from tunnel.relay.tempo import (
     CAPACITY,
     TURN_SECONDS,
     WATCH_SECONDS,
+    Courtesy,
     Mixture,
     Rota,
     Share,
@@ -129,6 +130,7 @@ class Engine:
         self.is_alone = linger  # in its process
         self._linger = linger and self._poller.waits
         self._watch = Watch()
+        self._courtesy = Courtesy()
         self._waker, wakee = socket.socketpair()
         self._waker.setblocking(False)
         self._wakee = _Wakee(wakee)
@@ -181,8 +183,8 @@ class Engine:
         end = self.now() + LINGER_SECONDS
         while True:
             ready = self.turn(0) if self.stirred or self.rereads else self._handle(self._next_events())
-            if self.share is BESIDE and offer_core is not None:
-                offer_core()
+            if self.share is BESIDE:
+                self._offer_core()
             if not ready and not (self.stirred or self.rereads):
                 if self.unfollowed:
                     self._follow_up()
@@ -202,19 +204,27 @@ class Engine:
     def _next_events(self) -> list[tuple[int, int]]:
         """What comes next, or nothing within LINGER_WAIT; watched for if that pays, else slept until."""
         poll, now, watch = self._poller.poll, self.now, self._watch
-        if watch.pays and offer_core is not None:
+        if watch.pays:
             end = now() + WATCH_SECONDS
             while not (events := poll(0)):
-                if now() >= end:
+                if now() >= end or not self._offer_core():
                     watch.was_in_vain()
                     return poll(LINGER_WAIT)
-                offer_core()
             watch.paid()
             return events
         began = now()
         events = poll(LINGER_WAIT)
         watch.slept(now() - began)
         return events
+
+    def _offer_core(self) -> bool:
+        """Let who else is ready run first; False if that would be no good."""
+        if offer_core is None or not self._courtesy.may_offer():
+            return False
+        began = self.now()
+        offer_core()
+        self._courtesy.took(self.now() - began)
+        return True
 
     def turn(self, timeout: float) -> int:
         """Handle everything that is ready; returns how many sockets were."""

@@ -27,6 +27,8 @@ MAX_REST = 256  # waits slept through after a watch in vain: 60 µs of each 256 
 TURN_SECONDS = 0.002  # then the channels not yet served are first in the next turn; one bulk turn takes 0.3 ms
 HORIZON = 16  # turns for which a stream that was seen counts as being there
 
+LONG_SECONDS = 0.001  # that somebody else had our core: not a packet's work, but a program that calculates
+
 offer_core: Callable[[], object] | None = getattr(os, "sched_yield", None)  # let who else is ready run first
 
 
@@ -57,6 +59,29 @@ class Watch:
         self.short = self.short + 1 if seconds < SHORT_SECONDS else 0
         if self.short >= SHORT_SLEEPS:
             self.resting = self.rest = 0
+
+
+@define
+class Courtesy:
+    """Whether to offer the core. Who calculates takes it for milliseconds each time, and then offering it after each
+    turn would leave us a small part of our fair share: it is offered ever more rarely."""
+
+    resting: int = 0  # offers yet to be left out
+    rest: int = 0
+
+    def may_offer(self) -> bool:
+        """Asked before each offer."""
+        if self.resting:
+            self.resting -= 1
+            return False
+        return True
+
+    def took(self, seconds: float) -> None:
+        """The core was offered, and came back after so long."""
+        if seconds < LONG_SECONDS:
+            self.rest = 0
+        else:
+            self.rest = self.resting = min(2 * self.rest or 1, MAX_REST)
 
 
 @frozen
