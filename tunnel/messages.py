@@ -18,8 +18,8 @@
 Unknown keys are ignored (a newer peer may say more); unknown types, wrong types and anything over a bound are
 `RemoteProtocolError`.
 
-version 1: as drawn. What came later is used only where the other side's `features` name it: ``attach`` (ControlMoved) in
-the Welcome, ``silence`` (ChannelsSilent) in the Hello.
+version 1: as drawn. What came later is used only where the other side's `features` name it: ``attach`` (ControlMoved)
+in the Welcome, ``silence`` (ChannelsSilent) in the Hello.
 """
 
 import json
