@@ -129,14 +129,8 @@ class Load:
     async def half_closer(self) -> None:
         """FIN first, then the whole answer."""
         word = self.dice.randbytes(self.dice.randint(1, 200_000))
-        async with await self._dial("echo") as stream, trio.open_nursery() as nursery:
-
-            async def say() -> None:
-                await stream.send_all(word)
-                await stream.send_eof()
-
-            nursery.start_soon(_quietly, say)
-            if await _to_end(stream) != word:
+        async with await self._dial("echo") as stream:
+            if await _heard_while_saying(stream, word) != word:
                 raise Lie("the echo after FIN is cut or another")
 
     async def leaver(self) -> None:
@@ -146,11 +140,30 @@ class Load:
             await stream.receive_some(1000)
 
 
-async def _quietly(say: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await say()
-    except trio.BrokenResourceError:
-        pass  # whoever reads meets it, too; this would make a group of it
+async def _heard_while_saying(stream: trio.SocketStream, word: bytes) -> bytes:
+    """All that comes until its end, while `word` and FIN are sent. A reset is raised as it is, not in a group.
+
+    The kernel tells of it once: to the one who sends, and then who reads is told of a clean end, or the other way round.
+    """
+    cuts: list[trio.BrokenResourceError] = []
+    heard = b""
+
+    async def say() -> None:
+        try:
+            await stream.send_all(word)
+            await stream.send_eof()
+        except trio.BrokenResourceError as exc:
+            cuts.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(say)
+        try:
+            heard = await _to_end(stream)
+        except trio.BrokenResourceError as exc:
+            cuts.append(exc)
+    if cuts:
+        raise cuts[0]
+    return heard
 
 
 async def _exactly(stream: trio.SocketStream, size: int) -> bytes:
