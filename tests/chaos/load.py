@@ -143,7 +143,7 @@ class Load:
 async def _heard_while_saying(stream: trio.SocketStream, word: bytes) -> bytes:
     """All that comes until its end, while `word` and FIN are sent. A reset is raised as it is, not in a group.
 
-    The kernel tells of it once: to the one who sends, and then who reads is told of a clean end, or the other way round.
+    The kernel tells of it once: to who sends, and then who reads is told of a clean end, or the other way round.
     """
     cuts: list[trio.BrokenResourceError] = []
     heard = b""
