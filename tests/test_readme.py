@@ -9,7 +9,7 @@ import click
 import pytest
 import trustme
 
-from tunnel.cli import cli
+from tunnel.cli.main import cli
 from tunnel.messages import Reason, Status
 
 ROOT = Path(__file__).parent.parent

@@ -17,8 +17,8 @@ from tunnel.backoff import RetryPolicy
 from tunnel.client import app as app_module
 from tunnel.client.app import Client
 from tunnel.config import ClientConfig, Limits, ProxyConfig, ServerConfig
-from tunnel.config_diff import Action, DropProxy, NeedsRestart, SetBindRetry, SetProxy, SetTargets, diff
-from tunnel.config_file import ClientOptions, load_client
+from tunnel.config.diff import Action, DropProxy, NeedsRestart, SetBindRetry, SetProxy, SetTargets, diff
+from tunnel.config.file import ClientOptions, load_client
 from tunnel.errors import ConfigError, Mistake, TunnelError
 from tunnel.messages import ProxyStatusUpdate, Status
 from tunnel.reload import Reloader

@@ -2,12 +2,12 @@
 
 import pytest
 
-from tunnel.admin import AdminSource
-from tunnel.admin_http import Request
+from tunnel.admin.http import Request
+from tunnel.admin.site import AdminSource
 from tunnel.client.session import Identity
 from tunnel.config import ClientConfig, Grant, ServerConfig
-from tunnel.config_diff import SetClients, diff
-from tunnel.config_file import ClientOptions
+from tunnel.config.diff import SetClients, diff
+from tunnel.config.file import ClientOptions
 from tunnel.messages import Tickets, Welcome
 from tunnel.snapshot import Snapshot
 from tunnel.upgrade import Head
@@ -41,7 +41,7 @@ def test_no_secret_is_given_as_an_argument() -> None:
     """Arguments show in the list of processes: options name files, and the secret itself is read from them."""
     from click import Group
 
-    from tunnel.cli import cli
+    from tunnel.cli.main import cli
 
     commands = [cli, *(command for command in cli.commands.values())]
     commands += [

@@ -1,5 +1,5 @@
 """`python -m tunnel` is `trio-tunnel`."""
 
-from tunnel.cli import main
+from tunnel.cli.main import main
 
 main()

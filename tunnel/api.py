@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from tunnel.addresses import HostPort
-from tunnel.admin import AdminSource, bind_admin, serve_admin
+from tunnel.admin.site import AdminSource, bind_admin, serve_admin
 from tunnel.client.app import Client, open_client
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.errors import unwrapped

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import trio
 
 from tunnel.config import ClientConfig, ServerConfig
-from tunnel.config_diff import Action, NeedsRestart, applied, diff
+from tunnel.config.diff import Action, NeedsRestart, applied, diff
 from tunnel.errors import ConfigError, TunnelError
 
 C = TypeVar("C", ClientConfig, ServerConfig)

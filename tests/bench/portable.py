@@ -4,7 +4,7 @@
 best poller that the platform has.
 """
 
-from tunnel.cli import main
+from tunnel.cli.main import main
 from tunnel.relay import engine
 from tunnel.relay.poller import TrioPoller
 

@@ -18,7 +18,7 @@ from tunnel.client import board as board_module
 from tunnel.client.app import Client
 from tunnel.client.resolver import ServerAddress
 from tunnel.config import ClientConfig, Limits, ProxyConfig
-from tunnel.config_diff import SetServers
+from tunnel.config.diff import SetServers
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Status, Welcome
 

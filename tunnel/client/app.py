@@ -18,7 +18,7 @@ from tunnel.client.resolver import Resolver
 from tunnel.client.routes import RouteTable
 from tunnel.client.session import ClientSession, Identity
 from tunnel.config import ClientConfig, ProxyConfig
-from tunnel.config_diff import Action, applied
+from tunnel.config.diff import Action, applied
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.limits import socket_bound, visitor_bound
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Welcome

@@ -13,11 +13,11 @@ from attrs import frozen
 
 from tunnel.certificates import expiry_of_file, make_elsewhere, pair_problem
 from tunnel.config import ServerConfig
+from tunnel.config.token_file import exposed
 from tunnel.errors import ConfigError, Mistake, TunnelError
 from tunnel.state import StateDir
 from tunnel.state_files import file_stamp
 from tunnel.tls import server_context
-from tunnel.token_file import exposed
 
 log = logging.getLogger(__name__)
 

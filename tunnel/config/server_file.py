@@ -10,7 +10,7 @@ from attrs import field, frozen
 from tunnel.addresses import DEFAULT_PORT, HostPort, PortRange, parse_port_range
 from tunnel.backoff import RetryPolicy
 from tunnel.config import DEFAULT_ADMIN, Grant, ServerConfig
-from tunnel.config_sections import (
+from tunnel.config.sections import (
     admin_is_asked_for,
     blame_repeats,
     take_addresses,
@@ -22,8 +22,8 @@ from tunnel.config_sections import (
     take_pair,
     take_state_dir,
 )
-from tunnel.config_table import Findings, Spot, Table
-from tunnel.config_values import MAX_COUNT, host, host_port, name, network, number, publish_addr, text, whole
+from tunnel.config.table import Findings, Spot, Table
+from tunnel.config.values import MAX_COUNT, host, host_port, name, network, number, publish_addr, text, whole
 from tunnel.messages import MAX_PROXIES
 
 MAX_LISTEN = 16  # addresses; one for each family and way into a host is far fewer

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tunnel.toml_lines import KeyPath, find_places
+from tunnel.config.toml_lines import KeyPath, find_places
 
 TEXTS = {
     "plain keys": ("a = 1\n\n# b = 2\nb = 3\n", {("a",): 1, ("b",): 4}),

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tunnel.cli import cli
+from tunnel.cli.main import cli
 
 
 def _commands(group: click.Group, *before: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -9,9 +9,9 @@ from typing import Any
 from attrs import evolve, frozen
 
 from tunnel.config import DATA_CHANNELS, HOT_TARGETS, PoolConfig
-from tunnel.config_sections import take_policy
-from tunnel.config_table import Spot, Table
-from tunnel.config_values import DAY, Reader, number, one_of, or_word, whole
+from tunnel.config.sections import take_policy
+from tunnel.config.table import Spot, Table
+from tunnel.config.values import DAY, Reader, number, one_of, or_word, whole
 
 MAX_DATA_CHANNELS = 64
 MAX_HOT = 256  # unused connections to one proxy's targets: more than most services let one peer have

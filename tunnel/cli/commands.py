@@ -11,13 +11,13 @@ from attrs import evolve, frozen
 
 from tunnel import logs
 from tunnel.api import Client, Server, run_client, serve
+from tunnel.cli.introduction import announce
 from tunnel.client.make_view import make_view
 from tunnel.client.table import TableView
 from tunnel.client.view import SessionState, View
 from tunnel.config import ClientConfig, ServerConfig
-from tunnel.config_diff import Action
+from tunnel.config.diff import Action
 from tunnel.errors import unwrapped
-from tunnel.introduction import announce
 from tunnel.profile import Profile, relay_figures
 from tunnel.reload import C, Reloader
 from tunnel.server.certificate import check_change

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from tunnel.cli_options import (
+from tunnel.cli.options import (
     FILE,
     SETTINGS,
     admin_address,
@@ -23,7 +23,7 @@ from tunnel.cli_options import (
     verbose_option,
     with_state,
 )
-from tunnel.cli_token import token
+from tunnel.cli.token import token
 from tunnel.errors import ConfigError, Refused, TunnelError
 from tunnel.version import __version__
 
@@ -110,8 +110,8 @@ def serve(
     """
     from functools import partial
 
-    from tunnel.commands import ProcessOptions, run_serve
-    from tunnel.config_file import ServerOptions, load_server
+    from tunnel.cli.commands import ProcessOptions, run_serve
+    from tunnel.config.file import ServerOptions, load_server
 
     load = partial(load_server, config, ServerOptions(listen, admin, state_dir))
     options = ProcessOptions(
@@ -155,8 +155,8 @@ def connect(
     """
     from attrs import evolve
 
-    from tunnel.commands import ProcessOptions, run_connect
-    from tunnel.config_file import ClientOptions, load_client
+    from tunnel.cli.commands import ProcessOptions, run_connect
+    from tunnel.config.file import ClientOptions, load_client
 
     said = ClientOptions(servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE), cert_file, key_file)
 
@@ -182,7 +182,7 @@ def demo(check: bool, verbose: int) -> None:
     Example:
       trio-tunnel demo --check
     """
-    from tunnel.demo import run_demo
+    from tunnel.cli.demo import run_demo
 
     sys.exit(run_demo(check=check, verbose=verbose))
 
@@ -202,7 +202,7 @@ def status(as_json: bool, watching: bool, admin: str) -> None:
     import json
     from functools import partial
 
-    from tunnel.status import fetch_stats, print_status, watch
+    from tunnel.cli.status import fetch_stats, print_status, watch
 
     where = admin_address(admin)
     if watching and as_json:
@@ -228,7 +228,7 @@ def retry(name: str, admin: str, state_dir: Path | None) -> None:
     Example:
       trio-tunnel retry home/web --state-dir /var/lib/trio-tunnel
     """
-    from tunnel.status import request_retry
+    from tunnel.cli.status import request_retry
 
     token = with_state(state_dir, lambda state: state.admin_token(), make=False)
     restarted = request_retry(admin_address(admin), name, token)
@@ -251,7 +251,7 @@ def check(file: Path, kind: Any, as_json: bool) -> None:
     Example:
       trio-tunnel check server.toml
     """
-    from tunnel.config_file import check_file
+    from tunnel.config.file import check_file
 
     report = check_file(file, kind)
     if as_json:
@@ -285,7 +285,7 @@ def init(kind: Any, output: Path | None) -> None:
     Example:
       trio-tunnel init client -o client.toml
     """
-    from tunnel.templates import init_text
+    from tunnel.config.templates import init_text
 
     if output is None:
         click.echo(init_text(kind), nl=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tunnel.cli_options import SETTINGS, admin_address, config_option, json_option, state_option, with_state
+from tunnel.cli.options import SETTINGS, admin_address, config_option, json_option, state_option, with_state
 
 
 @click.group(context_settings=SETTINGS)
@@ -78,7 +78,7 @@ def token_list(config: Path | None, state_dir: Path | None, admin: str | None, a
     """
     import json
 
-    from tunnel.token_list import lines, rows
+    from tunnel.cli.token_list import lines, rows
 
     clients, state_dir = _entries(config, state_dir)
     where = None if admin == "off" else admin_address(admin or "127.0.0.1:8480")
@@ -91,7 +91,7 @@ def token_list(config: Path | None, state_dir: Path | None, admin: str | None, a
 
 def _entries(config: Path | None, state_dir: Path | None) -> tuple[Any, Path | None]:
     """The clients of a server's configuration file, and the state directory that it names where no option does."""
-    from tunnel.config_file import load_server
+    from tunnel.config.file import load_server
 
     if config is None:
         return (), state_dir

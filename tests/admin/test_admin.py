@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
-from tunnel import admin_http
 from tunnel.addresses import HostPort
-from tunnel.admin import AdminSource, Route, Site, bind_admin, serve_admin
-from tunnel.admin_http import Request, Response, serve_connection
+from tunnel.admin import http as admin_http
+from tunnel.admin.http import Request, Response, serve_connection
+from tunnel.admin.site import AdminSource, Route, Site, bind_admin, serve_admin
 from tunnel.errors import TunnelError
 from tunnel.snapshot import SessionView, Snapshot
 

@@ -13,9 +13,9 @@ from attrs import evolve, fields
 from tunnel.addresses import HostPort
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 from tunnel.config import TLS_VERSIONS, Limits
-from tunnel.config_table import Spot, Table
-from tunnel.config_values import DAY, MAX_COUNT, Reader, admin_listen, number, one_of, or_word, path_from, whole
-from tunnel.token_file import exposed
+from tunnel.config.table import Spot, Table
+from tunnel.config.token_file import exposed
+from tunnel.config.values import DAY, MAX_COUNT, Reader, admin_listen, number, one_of, or_word, path_from, whole
 
 PAIR = "cert_file", "key_file"
 MAX_BUDGET_BYTES = 2**50

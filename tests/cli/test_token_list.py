@@ -7,9 +7,10 @@ import pytest
 from attrs import evolve
 from click.testing import CliRunner, Result
 
-from tunnel import Grant, HostPort, hash_token, token_list
+from tunnel import Grant, HostPort, hash_token
 from tunnel.addresses import PortRange
-from tunnel.cli import cli
+from tunnel.cli import token_list
+from tunnel.cli.main import cli
 from tunnel.errors import PeerLost, TunnelError
 from tunnel.state import StateDir, find_grant
 

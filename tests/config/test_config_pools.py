@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tunnel.addresses import HostPort, Target
 from tunnel.backoff import RetryPolicy
 from tunnel.config import DATA_CHANNELS, HOT_TARGETS, ClientConfig, PoolConfig, ProxyConfig
-from tunnel.config_file import check_file, load_client
-from tunnel.templates import init_text
+from tunnel.config.file import check_file, load_client
+from tunnel.config.templates import init_text
 
 SERVER = 'server = "tunnel.example.com"\n'
 BARE = SERVER + '[[proxies]]\nname = "web"\npublish_port = 8001\n'

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
-from tunnel.config_values import Reader, array, mapping
+from tunnel.config.token_file import NOT_SHOWN, looks_like_token
+from tunnel.config.toml_lines import KeyPath, Place, find_places
+from tunnel.config.values import Reader, array, mapping
 from tunnel.errors import ConfigError, Mistake
-from tunnel.token_file import NOT_SHOWN, looks_like_token
-from tunnel.toml_lines import KeyPath, Place, find_places
 
 MAX_FILE_BYTES = 4 * 1024 * 1024  # 1,000 proxies with every key written out fill a quarter of it
 MAX_SHOWN = 80  # characters of a value in a message

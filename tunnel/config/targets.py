@@ -7,9 +7,9 @@ from attrs import evolve, frozen
 
 from tunnel.addresses import HostPort, Target, is_ip, parse_host_port, parse_target
 from tunnel.config import HealthCheck
-from tunnel.config_sections import blame_repeats
-from tunnel.config_table import Spot, Table
-from tunnel.config_values import DAY, MAX_COUNT, flag, host, number, one_of, text, whole
+from tunnel.config.sections import blame_repeats
+from tunnel.config.table import Spot, Table
+from tunnel.config.values import DAY, MAX_COUNT, flag, host, number, one_of, text, whole
 
 CHECK_TYPES = ("tcp", "tls", "http")
 MAX_WEIGHT = 1000

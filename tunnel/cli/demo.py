@@ -15,9 +15,9 @@ from tunnel import logs
 from tunnel.addresses import HostPort, Target
 from tunnel.api import Client, connect, serve
 from tunnel.certificates import certificate_pin_of_file
+from tunnel.cli.commands import show
 from tunnel.client.make_view import make_view
 from tunnel.client.view import View
-from tunnel.commands import show
 from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
 from tunnel.errors import TunnelError, unwrapped
 from tunnel.messages import Status

@@ -22,7 +22,7 @@ from tunnel.config import (
     ProxyConfig,
     ServerConfig,
 )
-from tunnel.config_diff import (
+from tunnel.config.diff import (
     Action,
     DropProxy,
     NeedsRestart,

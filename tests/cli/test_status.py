@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import trio
 
-from tunnel import status, wording
+from tunnel import wording
 from tunnel.addresses import HostPort
-from tunnel.admin import AdminSource, bind_admin, serve_admin
-from tunnel.errors import PeerLost, Refused, TunnelError
-from tunnel.snapshot import ProxyView, SessionView, Snapshot, utc_now
-from tunnel.status import (
+from tunnel.admin.site import AdminSource, bind_admin, serve_admin
+from tunnel.cli import status
+from tunnel.cli.status import (
     fetch_stats,
     print_status,
     render_plain,
@@ -25,6 +24,8 @@ from tunnel.status import (
     request_retry,
     watch,
 )
+from tunnel.errors import PeerLost, Refused, TunnelError
+from tunnel.snapshot import ProxyView, SessionView, Snapshot, utc_now
 from tunnel.wording import clean, countdown, explain, human_bytes, human_seconds, plain_line
 
 SINCE = (datetime.now(UTC) - timedelta(days=2.5)).isoformat()

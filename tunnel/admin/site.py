@@ -16,7 +16,7 @@ import trio
 from attrs import field, frozen
 
 from tunnel.addresses import HostPort, is_ip, parse_host_port
-from tunnel.admin_http import Request, Response, error_response, json_response, serve_http
+from tunnel.admin.http import Request, Response, error_response, json_response, serve_http
 from tunnel.errors import TunnelError
 from tunnel.snapshot import Snapshot
 

@@ -6,10 +6,10 @@ from typing import Any
 from attrs import asdict, frozen
 
 from tunnel.addresses import HostPort, PortRange
+from tunnel.cli.status import fetch_stats
 from tunnel.config import Grant
 from tunnel.errors import TunnelError
 from tunnel.state import StateDir
-from tunnel.status import fetch_stats
 from tunnel.wording import clean
 
 ANY = "any"

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 from attrs import evolve
 
-from tunnel import introduction
 from tunnel.addresses import HostPort, parse_host_port
 from tunnel.certificates import make_self_signed
+from tunnel.cli import introduction
 from tunnel.config import Grant, ServerConfig
 from tunnel.errors import TunnelError
 from tunnel.state import StateDir

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tunnel.addresses import HostPort, PortRange, Target
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 from tunnel.config import DATA_CHANNELS, ClientConfig, Grant, HealthCheck, Limits, ProxyConfig, ServerConfig
-from tunnel.config_file import (
+from tunnel.config.file import (
     CLIENT_KEYS,
     MAX_LISTEN,
     MAX_SERVERS,
@@ -29,12 +29,12 @@ from tunnel.config_file import (
     load_server,
     tell_kind,
 )
-from tunnel.config_sections import take_policy
-from tunnel.config_table import Findings
-from tunnel.config_targets import CHECK_TYPES
+from tunnel.config.sections import take_policy
+from tunnel.config.table import Findings
+from tunnel.config.targets import CHECK_TYPES
+from tunnel.config.templates import init_text
+from tunnel.config.token_file import check_token, read_token_file
 from tunnel.errors import ConfigError, Mistake
-from tunnel.templates import init_text
-from tunnel.token_file import check_token, read_token_file
 
 DIGEST = "ab" * 32
 PIN = "sha256:" + "0f" * 32

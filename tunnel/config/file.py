@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeVar
 from attrs import evolve, field, frozen
 
 from tunnel.addresses import HostPort, parse_pin
-from tunnel.client_file import MAX_SERVERS, Claim, check_claims, claim_option, take_proxies, take_servers
 from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
-from tunnel.config_pools import take_data_channels
-from tunnel.config_sections import (
+from tunnel.config.client_file import MAX_SERVERS, Claim, check_claims, claim_option, take_proxies, take_servers
+from tunnel.config.pools import take_data_channels
+from tunnel.config.sections import (
     blame_repeats,
     take_admin,
     take_file,
@@ -25,12 +25,12 @@ from tunnel.config_sections import (
     take_pair,
     take_state_dir,
 )
-from tunnel.config_table import Findings, Spot, Table, show_value
-from tunnel.config_values import DAY, Reader, admin_listen, host_port, number, path_from, text
+from tunnel.config.server_file import MAX_LISTEN, read_server
+from tunnel.config.table import Findings, Spot, Table, show_value
+from tunnel.config.token_file import check_token, read_token_file, show_file
+from tunnel.config.toml_lines import KeyPath, Place
+from tunnel.config.values import DAY, Reader, admin_listen, host_port, number, path_from, text
 from tunnel.errors import ConfigError, Mistake
-from tunnel.server_file import MAX_LISTEN, read_server
-from tunnel.token_file import check_token, read_token_file, show_file
-from tunnel.toml_lines import KeyPath, Place
 
 Kind = Literal["server", "client"]
 TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  the name of a variable

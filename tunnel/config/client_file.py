@@ -10,11 +10,11 @@ from attrs import frozen
 
 from tunnel.addresses import HostPort, parse_proxy_option
 from tunnel.config import ProxyConfig
-from tunnel.config_pools import take_target_pool
-from tunnel.config_sections import blame_repeats, take_addresses, take_bind_retry
-from tunnel.config_table import Findings, Spot, Table, show_value
-from tunnel.config_targets import take_health_check, take_targets
-from tunnel.config_values import host, host_port, name, one_of, publish_addr, whole
+from tunnel.config.pools import take_target_pool
+from tunnel.config.sections import blame_repeats, take_addresses, take_bind_retry
+from tunnel.config.table import Findings, Spot, Table, show_value
+from tunnel.config.targets import take_health_check, take_targets
+from tunnel.config.values import host, host_port, name, one_of, publish_addr, whole
 from tunnel.messages import MAX_PROXIES
 
 MAX_SERVERS = 16  # addresses of one server: each is kept connected, each look-up may find several more
