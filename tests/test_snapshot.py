@@ -3,7 +3,17 @@
 import json
 import re
 
-from tunnel.snapshot import FOLLOWER_EVENTS, Event, EventStream, ProxyView, SessionView, Snapshot, utc_now
+from tunnel.messages import ProxyStatusUpdate, Reason, Status
+from tunnel.snapshot import (
+    FOLLOWER_EVENTS,
+    RECENT_EVENTS,
+    Event,
+    EventStream,
+    ProxyView,
+    SessionView,
+    Snapshot,
+    utc_now,
+)
 
 
 def test_followers_hear_what_happens_while_they_follow() -> None:
@@ -17,7 +27,7 @@ def test_followers_hear_what_happens_while_they_follow() -> None:
     events.publish("later")
     assert [event.kind for event in one.drain()] == ["session.started", "proxy.status", "after"]
     (event,) = two.drain()
-    assert event == Event("proxy.status", event.at, "lab", "ssh", {"attempt": 1})
+    assert event == Event("proxy.status", event.at, "lab", "ssh", {"attempt": 1}, 3)
 
 
 def test_a_follower_that_does_not_read_loses_the_oldest_and_is_told_how_many() -> None:
@@ -41,6 +51,30 @@ def test_a_follower_is_woken_after_each_event() -> None:
         events.publish("two")
     events.publish("three")
     assert seen == [1, 2]
+
+
+def test_who_looks_afterwards_finds_what_was_last() -> None:
+    events = EventStream()
+    for number in range(RECENT_EVENTS + 2):
+        events.publish("n", number=number)
+    assert [event.id for event in events.recent] == list(range(3, RECENT_EVENTS + 3))
+
+
+def test_an_event_as_json_is_flat() -> None:
+    events = EventStream()
+    update = ProxyStatusUpdate(
+        proxy_name="web", status=Status.UNHEALTHY, error_message="taken", retry_after_seconds=2, seq=1,
+        reason=Reason.ADDR_IN_USE, attempt=1, max_retries=10, publish_addr="0.0.0.0", publish_port=8001, since="now",
+    )  # fmt: skip
+    events.publish("proxy.status", client="lab", proxy="web", update=update)
+    (event,) = events.recent
+    told = json.loads(json.dumps(event.to_json()))
+    assert {key: told[key] for key in ("id", "kind", "client", "proxy")} == {
+        "id": 1, "kind": "proxy.status", "client": "lab", "proxy": "web",
+    }  # fmt: skip
+    assert told["fields"]["status"] == "unhealthy"
+    assert told["fields"]["reason"] == "addr_in_use"
+    assert "update" not in told["fields"]
 
 
 def test_times_are_utc_with_milliseconds() -> None:

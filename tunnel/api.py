@@ -3,24 +3,19 @@
 The command line is written on these two.
 """
 
-import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
 
-from tunnel.addresses import HostPort
-from tunnel.admin.site import AdminSource, bind_admin, serve_admin
+from tunnel.beside import start_beside
 from tunnel.client.app import Client, open_client
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.errors import unwrapped
 from tunnel.server.app import Server, open_server
-from tunnel.snapshot import Snapshot
-from tunnel.state import StateDir, hash_token
+from tunnel.state import hash_token
 
 __all__ = ["Client", "Server", "connect", "hash_token", "run_client", "serve"]
-
-log = logging.getLogger(__name__)
 
 
 async def serve(
@@ -37,7 +32,7 @@ async def serve(
     but this server (see `Engine`).
     """
     async with unwrapped(), open_server(config, linger=linger) as server, trio.open_nursery() as side:
-        await _start_admin(side, config.admin, config.admin_required, server, _admin_token(config))
+        await start_beside(side, config, server)
         task_status.started(server)
         await (trio.Event() if drain is None else drain).wait()
         await server.drain(config.limits.drain_seconds)
@@ -66,7 +61,7 @@ async def run_client(
 ) -> None:
     """`connect` as a task: runs until cancelled, or `drain` is set; with `once` raises why the one session ended."""
     async with unwrapped(), open_client(config, linger=linger) as client, trio.open_nursery() as side:
-        await _start_admin(side, config.admin, True, client, _admin_token(config))
+        await start_beside(side, config, client)
         task_status.started(client)
         side.start_soon(_run_once_or_ever, client, once, side.cancel_scope)
         await (trio.Event() if drain is None else drain).wait()
@@ -77,22 +72,3 @@ async def run_client(
 async def _run_once_or_ever(client: Client, once: bool, scope: trio.CancelScope) -> None:
     await client.run(once=once)
     scope.cancel()
-
-
-async def _start_admin(
-    side: trio.Nursery, where: HostPort | None, required: bool, source: Server | Client, token: str
-) -> None:
-    if where is None:
-        return
-    listeners = await bind_admin(where, asked_for=required)
-    for listener in listeners:
-        log.info("admin address: http://%s:%d", *listener.socket.getsockname()[:2])
-    snapshot: Callable[[], Snapshot] = source.snapshot
-    site = AdminSource(snapshot, source.is_ready, source.retry, token, source.stats, where.host)
-    await side.start(lambda task_status: serve_admin(listeners, source=site, task_status=task_status))
-
-
-def _admin_token(config: ServerConfig | ClientConfig) -> str:
-    if config.admin is None or config.state_dir is None:
-        return ""  # no writes
-    return StateDir.open(config.state_dir).admin_token()

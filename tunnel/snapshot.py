@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from attrs import Factory, asdict, define, frozen
+from attrs import Factory, asdict, define, field, frozen, has
 
 FOLLOWER_EVENTS = 1000  # kept for one follower that is not reading; an event is about 1 KiB
+RECENT_EVENTS = 500  # kept for who comes to look afterwards
 
 
 def utc_now() -> str:
@@ -61,13 +62,39 @@ class Snapshot:
 
 @frozen
 class Event:
-    """Something that happened: `kind` is dotted and stable (``session.started``, ``proxy.status``, …)."""
+    """Something that happened; `id` counts from 1 in each process. The kinds are a closed list:
+
+    ============================ ======= ===================================================================
+    kind                         side    fields
+    ============================ ======= ===================================================================
+    ``proxy.status``             both    ``update``: the `ProxyStatusUpdate`; in JSON its fields stand flat
+    ``proxy.removed``            both    none; its client publishes it no longer
+    ``session.started``          server  ``peer``
+    ``session.ended``            server  ``reason`` (a `Farewell`, ``goodbye`` or ``lost``), ``message``, ``seconds``
+    ``session.connecting``       client  ``detail``, ``retry_in``
+    ``session.connected``        client  the same; ``detail`` is our name
+    ``session.lost``             client  the same; ``detail`` says why
+    ``config.reloaded``          both    ``changes``: in words
+    ``config.refused``           both    ``mistakes``: in words
+    ``certificate.loaded``       server  ``not_after``
+    ``certificate.expiring``     server  ``not_after``, ``days``
+    ============================ ======= ===================================================================
+    """
 
     kind: str
     at: str
     client: str = ""
     proxy: str = ""
     fields: dict[str, Any] = Factory(dict)
+    id: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat `fields` that JSON can hold; None of them is a secret."""
+        flat: dict[str, Any] = {}
+        for name, value in self.fields.items():
+            flat.update(asdict(value) if has(type(value)) else {name: value})
+        body = {"id": self.id, "kind": self.kind, "at": self.at, "client": self.client, "proxy": self.proxy}
+        return {**body, "fields": flat}
 
 
 @define(eq=False)
@@ -87,10 +114,14 @@ class Follower:
 class EventStream:
     """Where the parts publish what happened; each follower has a bounded queue of its own."""
 
+    recent: deque[Event] = Factory(lambda: deque(maxlen=RECENT_EVENTS))
     _followers: list[Follower] = Factory(list)
+    _count: int = field(default=0, init=False)
 
     def publish(self, kind: str, *, client: str = "", proxy: str = "", **fields: Any) -> None:
-        event = Event(kind, utc_now(), client, proxy, fields)
+        self._count += 1
+        event = Event(kind, utc_now(), client, proxy, fields, self._count)
+        self.recent.append(event)
         for follower in self._followers:
             if len(follower.events) == follower.events.maxlen:
                 follower.missed += 1

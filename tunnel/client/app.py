@@ -245,6 +245,8 @@ class Client:
                 if name not in routes or routes[name].config.publish != before[name].config.publish
             ]
         )
+        for name in before.keys() - routes.keys():
+            self.events.publish("proxy.removed", client=self._name, proxy=name)
         for proxy in proxies:
             if proxy.name not in self.statuses:
                 self._post_own(proxy, Reason.PENDING if self.is_ready() else Reason.CONNECTING, "not published yet")

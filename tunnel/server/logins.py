@@ -81,7 +81,7 @@ class Logins:
             await stranger.refuse(stream, 400, "bad_request", word)
             return
         stranger.login()
-        newcomer = _Newcomer(grant, instance, int(epoch), head.headers.get("trio-tunnel-session"))
+        newcomer = _Newcomer(grant, instance, int(epoch), head.headers.get("trio-tunnel-session"), stranger.source)
         with log_fields(client=grant.name):
             refusal = self._why_too_often(grant.name, stranger) or await self._judge(newcomer)
             if refusal is not None:
@@ -133,13 +133,18 @@ class Logins:
                 grant.name, session, instance=newcomer.instance, epoch=newcomer.epoch, since=session.since
             )
             self._sessions[session] = None
-            self._events.publish("session.started", client=grant.name)
+            self._events.publish("session.started", client=grant.name, peer=newcomer.peer)
+            began = trio.current_time()
             log.info("client '%s' connected", grant.name)
             try:
                 await session.run(stream)
             finally:
                 del self._sessions[session]
-                self._events.publish("session.ended", client=grant.name)
+                reason, message = session.ended_by
+                seconds = round(trio.current_time() - began, 3)
+                self._events.publish(
+                    "session.ended", client=grant.name, reason=reason, message=message, seconds=seconds
+                )
                 is_replaced = self._registry.holder(grant.name) is not None  # it has left itself
                 log.info("client '%s' disconnected%s", grant.name, _OF_BEFORE if is_replaced else "")
 
@@ -196,6 +201,7 @@ class _Newcomer:
     instance: str
     epoch: int
     wanted: str | None
+    peer: str = ""
 
 
 @frozen

@@ -68,6 +68,8 @@ class Published:
             proxy.stop("removed from the proxy set, or its address changed")
             moved[name] = self.proxies.pop(name)
             self._outbox.forget(name)
+            if spec is None:
+                self._events.publish("proxy.removed", client=self._client, proxy=name)
         for listener, name in self._listeners.items():
             if name in self.proxies:
                 listener.index, listener.version = self._index[name], self._version
@@ -136,8 +138,4 @@ class Published:
         if self.proxies.get(proxy.spec.name) is not proxy:
             return  # the last word of one that was stopped must not overtake its successor's
         self._outbox.post(proxy)
-        self._events.publish(
-            "proxy.status", client=self._client, proxy=proxy.spec.name,
-            status=proxy.status.value, reason=proxy.reason and proxy.reason.value, attempt=proxy.attempt,
-            message=proxy.error_message,
-        )  # fmt: skip
+        self._events.publish("proxy.status", client=self._client, proxy=proxy.spec.name, update=proxy.update(0))

@@ -79,6 +79,7 @@ class Session:
         )  # fmt: skip
         self._last_heard = trio.current_time()
         self._farewell: Goodbye | None = None
+        self.ended_by = "lost", ""  # a Farewell, "goodbye" or "lost", and why in words; true once `ended` is set
         self._heard = trio.Event()
 
     @property
@@ -118,6 +119,8 @@ class Session:
             self._free()
 
     def _free(self) -> None:
+        if self._farewell is not None:
+            self.ended_by = self._farewell.reason.value, self._farewell.message
         self._published.stop("the session ended")
         self.relay.close()
         self._registry.leave(self)
@@ -127,8 +130,10 @@ class Session:
         try:
             await self._serve()
         except* PeerLost as lost:
+            self.ended_by = "lost", str(lost.exceptions[0])
             log.info("session lost: %s", lost.exceptions[0])
         except* trio.TooSlowError:
+            self.ended_by = "lost", f"client '{self.client}' was too slow"
             log.info("session lost: client '%s' was too slow", self.client)
         except* RemoteProtocolError as broken:
             log.warning("client '%s' broke the protocol: %s", self.client, broken.exceptions[0])
@@ -226,6 +231,7 @@ class Session:
                 case ControlMoved():
                     await self._line.follow()
                 case Goodbye():
+                    self.ended_by = "goodbye", message.message or message.reason.value
                     log.info("client '%s' said goodbye: %s", self.client, message.message or message.reason.value)
                     return
                 case _:

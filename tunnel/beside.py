@@ -1,0 +1,59 @@
+"""What runs beside a tunnel in its process, so that people see and steer it. Used by `api` alone.
+
+Each part gets the running server or client as a `Source`, and knows neither sessions nor relay. A part that fails is
+mended or left out; it never ends the tunnel.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import trio
+
+from tunnel.admin.site import AdminSource, bind_admin, serve_admin
+from tunnel.config import ClientConfig, ServerConfig
+from tunnel.snapshot import EventStream, Snapshot
+from tunnel.state import StateDir
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """What a `Server` and a `Client` have in common for whoever looks at them. All is synchronous and quick."""
+
+    events: EventStream
+
+    def snapshot(self) -> Snapshot: ...
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def is_ready(self) -> bool: ...
+
+    def retry(self, name: str) -> list[str]: ...
+
+
+async def start_beside(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
+    """Start all that `config` asks for in `side`; returns once it can be used. Cancelled with `side`.
+
+    Raises `TunnelError` for what a person asked for and cannot have, such as an admin address that is taken.
+    """
+    await _start_admin(side, config, source)
+
+
+async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
+    where = config.admin
+    if where is None:
+        return
+    asked_for = config.admin_required if isinstance(config, ServerConfig) else True
+    listeners = await bind_admin(where, asked_for=asked_for)
+    for listener in listeners:
+        log.info("admin address: http://%s:%d", *listener.socket.getsockname()[:2])
+    snapshot: Callable[[], Snapshot] = source.snapshot
+    site = AdminSource(snapshot, source.is_ready, source.retry, _admin_token(config), source.stats, where.host)
+    await side.start(lambda task_status: serve_admin(listeners, source=site, task_status=task_status))
+
+
+def _admin_token(config: ServerConfig | ClientConfig) -> str:
+    if config.admin is None or config.state_dir is None:
+        return ""  # no writes
+    return StateDir.open(config.state_dir).admin_token()
