@@ -1,6 +1,7 @@
 """What a server tells whoever follows its events: sessions with how they ended, proxies with every status."""
 
 import pytest
+import trio
 from attrs import evolve
 from test_gate import files, until
 from test_living_grants import free_ports, open_lab, specs
@@ -44,6 +45,6 @@ async def test_a_session_that_was_ended_is_told_with_the_reason_of_who_ended_it(
 
 async def test_a_session_that_was_lost_is_told_as_lost(files):
     async with open_lab(files) as lab:
-        await lab.control.aclose()
+        await trio.aclose_forcefully(lab.control._websocket._stream)
         await until(lambda: "session.ended" in kinds(lab))
         assert lab.server.events.recent[-1].fields["reason"] == "lost"
