@@ -129,7 +129,7 @@ async def test_messages_go_both_ways_and_a_clean_end_is_a_lost_peer():
 
 @contextmanager
 def ends_in(*kinds):
-    with trio.fail_after(5), pytest.raises(kinds):
+    with trio.fail_after(30), pytest.raises(kinds):
         yield
 
 
@@ -180,7 +180,7 @@ async def test_a_server_survives_any_opening_and_any_end(garbage, end):
 async def test_an_opening_that_never_comes_ends_at_its_deadline(monkeypatch):
     monkeypatch.setattr(control_module, "OPEN_SECONDS", 0.1)
     async with pair() as (server, client):
-        with trio.fail_after(2), pytest.raises(PeerLost):
+        with trio.fail_after(30), pytest.raises(PeerLost):
             async with open_server_control(server):
                 raise AssertionError("it was opened")
         client.close()
@@ -243,7 +243,7 @@ async def test_a_refusal_is_told_with_its_reason():
 async def test_an_answer_that_never_comes_ends_at_its_deadline(monkeypatch):
     monkeypatch.setattr(control_module, "OPEN_SECONDS", 0.1)
     async with pair() as (_, client):
-        with trio.fail_after(2), pytest.raises(PeerLost):
+        with trio.fail_after(30), pytest.raises(PeerLost):
             async with client_control(client):
                 raise AssertionError("it was opened")
 
@@ -341,7 +341,7 @@ async def test_a_peer_that_died_is_a_lost_peer():
 async def test_random_bytes_after_the_upgrade_are_only_our_errors(pieces):
     server, client = await tls_pair()
     peer = await raw_client(client)
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         try:
             async with open_server_control(server) as control:
                 await peer.receive(AcceptConnection)

@@ -36,7 +36,7 @@ class Heard(logging.Handler):
 
     async def wait(self, count: int = 1) -> list[str]:
         """So many messages, as soon as there are."""
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while len(self.messages) < count:
                 await self._more.wait()
         return self.messages

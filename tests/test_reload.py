@@ -70,13 +70,13 @@ class Files:
 
 
 async def until_read(files: Files, count: int) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while files.readings < count:
             await trio.sleep(0.001)
 
 
 async def until_said(process: Process, count: int) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while len(process.said) < count:
             await trio.sleep(0.001)
 
@@ -229,7 +229,7 @@ async def test_a_reading_that_hangs_does_not_hold_up_the_end(process: Process) -
     files = Files(CLIENT)
     files.hold = threading.Event()
     reloader = Reloader(files.load, drain=process.drain)
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reloader.run, CLIENT, process.apply)
             reloader.request()

@@ -127,7 +127,7 @@ async def test_without_a_good_certificate_there_is_no_handshake(files, fault):
             errors.append(exc)
         stream.close()
 
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shake, client)
             nursery.start_soon(shake, server)

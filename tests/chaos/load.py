@@ -39,6 +39,7 @@ class Load:
     """`run` it until cancelled; `ports` are the public ports of echo, up and down."""
 
     ports: dict[str, int]
+    slow_bytes: int = BULK_BYTES  # for those who read slowly: 30 ms for each 64 KiB at most
     counts: Counts = field(factory=Counts)
     dice: random.Random = field(factory=lambda: random.Random(6))
 
@@ -110,12 +111,12 @@ class Load:
         await self._download(0.0, 262144)
 
     async def slow_reader(self) -> None:
-        """Two seconds and more for what takes some milliseconds."""
-        await self._download(0.03, 65536)
+        """Seconds for what takes some milliseconds."""
+        await self._download(0.03, 65536, self.slow_bytes)
 
-    async def _download(self, pause: float, piece: int) -> None:
+    async def _download(self, pause: float, piece: int, size: int = BULK_BYTES) -> None:
         async with await self._dial("down") as stream:
-            await stream.send_all(HEAD.pack(0, BULK_BYTES))
+            await stream.send_all(HEAD.pack(0, size))
             at = 0
             while data := await stream.receive_some(piece):
                 if data != pattern(at, len(data)):
@@ -123,8 +124,8 @@ class Load:
                 at += len(data)
                 if pause:
                     await trio.sleep(pause)
-            if at != BULK_BYTES:
-                raise Lie(f"FIN after {at} of {BULK_BYTES} bytes")
+            if at != size:
+                raise Lie(f"FIN after {at} of {size} bytes")
 
     async def half_closer(self) -> None:
         """FIN first, then the whole answer."""

@@ -140,7 +140,7 @@ def ready(client: Client, where: str) -> int:
     return states.get("available", 0) + states.get("in_use", 0)
 
 
-def wait_ready(stage: Stage, client: Client, *addresses: str, seconds: float = 10.0) -> float:
+def wait_ready(stage: Stage, client: Client, *addresses: str, seconds: float = 30.0) -> float:
     """Until there is a channel to each; returns how long it took."""
     began = time.monotonic()
     stage.until(lambda: all(ready(client, where) for where in addresses), f"channels to {addresses}", seconds)

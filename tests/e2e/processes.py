@@ -33,11 +33,18 @@ class Late(AssertionError):
     """Something did not happen in time."""
 
 
+_given: set[int] = set()
+
+
 def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
+    """Never the same twice: whom it was given to may not listen yet."""
     while True:
         port = random.randint(*PORTS)
+        if port in _given:
+            continue
         with socket.socket(family, socket.SOCK_STREAM) as probe, suppress(OSError):
             probe.bind(("::1" if family == socket.AF_INET6 else LOOPBACK, port))
+            _given.add(port)
             return port
 
 
@@ -67,7 +74,7 @@ def can_listen(port: int, host: str = LOOPBACK) -> bool:
         return True
 
 
-def dial(port: int, *, host: str = LOOPBACK, seconds: float = 10.0) -> socket.socket:
+def dial(port: int, *, host: str = LOOPBACK, seconds: float = 30.0) -> socket.socket:
     return socket.create_connection((host, port), timeout=seconds)
 
 
@@ -179,7 +186,7 @@ class Process:
     def stderr(self) -> str:
         return "\n".join(self.err)
 
-    def until(self, look: Callable[[], T | None], what: str, seconds: float = 10.0) -> T:
+    def until(self, look: Callable[[], T | None], what: str, seconds: float = 30.0) -> T:
         """What `look` returns, as soon as that is true; asked again with each line that the process writes."""
         deadline = time.monotonic() + seconds
         with self._new:
@@ -194,7 +201,7 @@ class Process:
                 self._new.wait(min(left, 0.1))
         return found
 
-    def wait_line(self, pattern: str, *, seconds: float = 10.0, start: int = 0, err: bool = False) -> re.Match[str]:
+    def wait_line(self, pattern: str, *, seconds: float = 30.0, start: int = 0, err: bool = False) -> re.Match[str]:
         """The first line from `start` on that matches."""
         lines = self.err if err else self.out
         return self.until(
@@ -203,10 +210,10 @@ class Process:
             seconds,
         )
 
-    def wait_log(self, pattern: str, *, seconds: float = 10.0, start: int = 0) -> re.Match[str]:
+    def wait_log(self, pattern: str, *, seconds: float = 30.0, start: int = 0) -> re.Match[str]:
         return self.wait_line(pattern, seconds=seconds, start=start, err=True)
 
-    def wait(self, seconds: float = 10.0) -> int:
+    def wait(self, seconds: float = 30.0) -> int:
         """The exit code; all that was written has been read by then."""
         try:
             code = self.popen.wait(seconds)
@@ -262,7 +269,7 @@ class Server(Process):
     token = ""
     pin = ""
 
-    def wait_listening(self, seconds: float = 10.0) -> "Server":
+    def wait_listening(self, seconds: float = 30.0) -> "Server":
         self.port = int(self.wait_line(r"^listening on \S+:(\d+)$", seconds=seconds).group(1))
         self.paste = next((line for line in self.out if "trio-tunnel connect" in line), "")
         if found := re.search(r"TRIO_TUNNEL_TOKEN=(\S+)", self.paste):
@@ -294,7 +301,7 @@ class Client(Process):
     def statuses(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in list(self.out)]
 
-    def wait_status(self, proxy: str, *, seconds: float = 10.0, start: int = 0, **wanted: Any) -> dict[str, Any]:
+    def wait_status(self, proxy: str, *, seconds: float = 30.0, start: int = 0, **wanted: Any) -> dict[str, Any]:
         """The first status of `proxy`, from line `start` on, whose fields are as wanted."""
         return self.until(
             lambda: next(
@@ -309,7 +316,7 @@ class Client(Process):
             seconds,
         )
 
-    def wait_healthy(self, *names: str, seconds: float = 10.0, start: int = 0) -> list[int]:
+    def wait_healthy(self, *names: str, seconds: float = 30.0, start: int = 0) -> list[int]:
         """The public ports of the proxies named, once they are healthy."""
         deadline = time.monotonic() + seconds
         ports = []
@@ -317,6 +324,16 @@ class Client(Process):
             left = max(0.0, deadline - time.monotonic())
             ports.append(self.wait_status(name, seconds=left, start=start, status="healthy")["publish_port"])
         return ports
+
+    def wait_reported(self, count: int) -> list[dict[str, Any]]:
+        """The newest status of each proxy, once the server has said something final or lasting of so many."""
+
+        def look() -> list[dict[str, Any]] | None:
+            newest = {status["proxy_name"]: status for status in self.statuses}
+            told = [status for status in newest.values() if status["reason"] not in ("connecting", "pending")]
+            return told if len(told) >= count else None
+
+        return self.until(look, f"{count} proxies are told of")
 
     def stats(self) -> dict[str, Any]:
         return json.loads(http_get(self.admin, "/stats")[1])
@@ -377,7 +394,7 @@ class Stage:
         self.processes.append(process)
         return process
 
-    def run(self, *argv: object, code: int = 0, seconds: float = 15.0, env: dict[str, str] | None = None) -> Process:
+    def run(self, *argv: object, code: int = 0, seconds: float = 30.0, env: dict[str, str] | None = None) -> Process:
         """A command that ends by itself, with this exit code."""
         process = self.start(*argv, env=env)
         found = process.wait(seconds)
@@ -464,7 +481,7 @@ class Stage:
         client.admin, client.state, client.config = port, state, path
         return client
 
-    def until(self, look: Callable[[], T | None], what: str, seconds: float = 10.0) -> T:
+    def until(self, look: Callable[[], T | None], what: str, seconds: float = 30.0) -> T:
         """What `look` returns once that is true; asked every 10 ms. For what no process writes a line of."""
         deadline = time.monotonic() + seconds
         while True:

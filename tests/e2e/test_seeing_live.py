@@ -98,6 +98,20 @@ def test_status_watch_tells_changes_until_ctrl_c(stage: Stage, echo_port: int) -
 
 
 @pytest.mark.slow
+def test_status_watch_for_programs_tells_changes_as_lines_of_json(stage: Stage, echo_port: int) -> None:
+    server = stage.serve()
+    watch = stage.start("status", "--watch", "--json", "--admin", f"127.0.0.1:{server.admin}")
+    watch.wait_line(r'"sessions": \[\]')
+    stage.connect(server, f"web=127.0.0.1:0:{echo_port}").wait_healthy("web")
+    watch.wait_line(r'"name": "web", "status": "healthy"')
+    server.kill()
+    watch.wait_line(r'^\{"error": "nothing answers at ')
+    watch.interrupt()
+    assert watch.wait() == 0
+    assert all(isinstance(json.loads(line), dict) for line in watch.out)
+
+
+@pytest.mark.slow
 def test_retry_of_a_name_that_two_clients_have_asks_which(stage: Stage, echo_port: int) -> None:
     server = stage.serve()
     other = stage.run("token", "new", "lab", "--state-dir", server.state).stdout
@@ -400,7 +414,3 @@ def test_a_token_that_nobody_could_see_is_not_kept(tmp_path):
     with open("/dev/full", "w") as full:
         assert subprocess.run(command, stdout=full, stderr=subprocess.PIPE).returncode == 1
     assert subprocess.run(command, capture_output=True).returncode == 0
-
-
-def test_watch_and_json_together_are_a_usage_error(stage):
-    assert "--watch is for people" in stage.run("status", "--watch", "--json", code=2).stderr

@@ -51,7 +51,7 @@ class Terminal:
         """Before a command that shall have its `descriptors` here."""
         return [sys.executable, "-c", ON_TERMINAL, self._name, descriptors]
 
-    def wait_shown(self, pattern: str, seconds: float = 10.0) -> None:
+    def wait_shown(self, pattern: str, seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while not re.search(pattern.encode(), self._shown):
             if not select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))[0]:

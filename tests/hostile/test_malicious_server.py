@@ -24,7 +24,7 @@ from .evil_server import Evil, EvilServer, EvilSession, authority, open_evil_ser
 from .wire import frame, message, open_frame
 
 pytestmark = pytest.mark.slow
-SOON = 10.0
+SOON = 30.0
 BOUND = 40  # of visitors inside, at the client of these tests
 
 

@@ -20,7 +20,7 @@ from tunnel.sockets import listen
 from tunnel.tls import Detached, TlsStream
 
 POLLERS = available()
-SOON = 5.0  # seconds; a bound for what takes milliseconds, so that a hang fails
+SOON = 30.0  # seconds; a bound for what takes milliseconds, so that a hang fails
 
 
 @cache

@@ -62,7 +62,7 @@ class Reader:
         self._reader = FrameReader(self, lambda sid: _Sink(self.seen, sid), masked=masked)
 
     async def until(self, condition):
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             while not condition(self.seen):
                 self._reader.feed(memoryview(bytearray(await self.peer.receive_some())))
 
@@ -218,7 +218,7 @@ async def test_a_server_that_opens_without_reading_cannot_fill_the_clients_memor
     async with open_rig(poller, channels=0) as rig:
         peer, lost = await rig.add_raw_channel(side="client")
         flood = message(*(open_frame(sid, 9, 9) for sid in range(1, 4001)), masked=False)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             try:
                 while not lost:
                     await peer.send_all(flood)

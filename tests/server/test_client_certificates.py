@@ -48,7 +48,7 @@ async def serving(files: Path, tmp_path: Path, **more: Any) -> AsyncIterator[Ser
         listen=(HostPort("127.0.0.1", 0),), cert_file=files / "cert.pem", key_file=files / "key.pem", clients=grants(),
         **{"client_ca_file": ca, **more},
     )  # fmt: skip
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with open_server(config) as server:
             yield server
 

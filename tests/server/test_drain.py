@@ -25,7 +25,7 @@ async def test_a_visitor_taken_in_just_before_is_served(files, side):
     config = ServerConfig(
         (HostPort("127.0.0.1", 0),), None, files / "cert.pem", files / "key.pem", clients=grants(), limits=QUICK
     )
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery, open_server(config) as server:
             listeners = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
             proxy = ProxyConfig("echo", HostPort("127.0.0.1", 0), (Target("tcp", *listeners[0].socket.getsockname()),))
@@ -61,7 +61,7 @@ async def test_a_client_whose_server_is_silent_does_not_use_up_its_time_for_nobo
     config = ServerConfig(
         (HostPort("127.0.0.1", 0),), None, files / "cert.pem", files / "key.pem", clients=grants(), limits=QUICK
     )
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with trio.open_nursery() as nursery, open_server(config) as server:
             proxy = ProxyConfig("echo", HostPort("127.0.0.1", 0), (Target("tcp", "127.0.0.1", 9),))
             wanted = ClientConfig(

@@ -52,7 +52,7 @@ async def ask(house, head, source="127.0.0.1", header=b""):
     """The answer to a head: status, headers as text, and the JSON of its body."""
     stream = await tls(house, source, header)
     await stream.send_all(head)
-    with trio.fail_after(3):
+    with trio.fail_after(30):
         answer = await to_end(stream)
     stream.close()
     headers, _, body = answer.partition(b"\r\n\r\n")
@@ -97,7 +97,7 @@ EIGHT_SOURCES = {f"127.0.0.{number}": 8 for number in range(2, 10)}
 async def test_sixty_four_that_hold_a_handshake_hold_up_nobody_known(files, data):
     """B38: they had all the places, and who came next waited ten seconds."""
     async with open_house(files, SLOW) as house, held(house, EIGHT_SOURCES, data):
-        with trio.fail_after(1.0):
+        with trio.fail_after(8):
             async with house.login():
                 pass
         assert house.gate.stats()["strangers"] >= 64
@@ -105,14 +105,14 @@ async def test_sixty_four_that_hold_a_handshake_hold_up_nobody_known(files, data
 
 async def test_sixty_four_that_hold_a_handshake_leave_the_rest_to_chance_and_not_to_waiting(files):
     async with open_house(files, SLOW) as house, held(house, EIGHT_SOURCES, HALF_A_HELLO):
-        with trio.fail_after(1.0):
+        with trio.fail_after(8):
             assert (await ask(house, request("/"), "127.0.0.50"))[0] == 404
 
 
 async def test_in_a_crowd_who_was_silent_for_three_seconds_makes_room_for_a_newcomer(files, monkeypatch):
-    monkeypatch.setattr("tunnel.server.admission.PATIENCE_SECONDS", 0.1)
     async with open_house(files, SLOW) as house:
         async with held(house, {f"127.0.0.{number}": 7 for number in range(2, 10)} | {"127.0.0.20": 1}, b""):
+            monkeypatch.setattr("tunnel.server.admission.PATIENCE_SECONDS", 0.1)  # not before all are in
             house.gate._strangers._admission.rand = lambda: 0.0  # whoever meets a crowd is dropped
             await trio.sleep(0.1)
             assert (await ask(house, request("/"), "127.0.0.50"))[0] == 404
@@ -124,7 +124,7 @@ async def test_a_known_source_full_of_silence_gets_in_as_its_oldest_make_room(fi
     monkeypatch.setattr("tunnel.server.admission.PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr("tunnel.server.admission.PER_KNOWN_SOURCE", 20)
     async with open_house(files, SLOW) as house, held(house, {"127.0.0.1": 20}, HALF_A_HELLO):
-        with trio.fail_after(2):
+        with trio.fail_after(30):
             while await is_closed_unheard(house, "127.0.0.1"):
                 await trio.sleep(0.05)
         async with house.login():
@@ -142,7 +142,7 @@ async def test_who_guesses_tokens_is_closed_unheard_and_a_good_token_from_elsewh
     """B40"""
     async with open_house(files) as house:
         assert set(await guess(house, 3, "127.0.0.2")) == {401}
-        with trio.fail_after(3):
+        with trio.fail_after(30):
             while not await is_closed_unheard(house, "127.0.0.2"):
                 await guess(house, 1, "127.0.0.2")
         assert refusals(house)["token_refused"] in (3, 4, 5)
@@ -222,7 +222,7 @@ async def test_inside_tls_each_way_to_come_to_nothing_is_counted_and_has_its_pri
     async with open_house(files) as house:
         stream = await tls(house, "127.0.0.2")
         await stream.send_all(head)
-        with trio.fail_after(3):
+        with trio.fail_after(30):
             await to_end(stream)
         stream.close()
         await until(lambda: house.gate.stats()["strangers"] == 0)
@@ -342,7 +342,7 @@ async def test_out_of_descriptors_the_gate_pauses_says_so_once_and_goes_on(files
             short = ShortListener(listener, 5)
             with socket.create_connection(listener.getsockname()) as visitor:
                 began = trio.current_time()
-                with trio.fail_after(3):
+                with trio.fail_after(30):
                     while short.asked < 6:
                         await house.gate._accept(short, house.nursery)
                 assert trio.current_time() - began >= 0.5
@@ -449,7 +449,7 @@ async def test_a_server_that_closes_leaves_no_socket_of_any_phase(files):
         proxy_protocol_from=("127.0.0.2",),
     )
     before = open_descriptors()
-    with ExitStack() as socks, trio.fail_after(5):
+    with ExitStack() as socks, trio.fail_after(30):
         async with open_server(config) as server:
             for source, data in (("127.0.0.2", b"PROXY"), ("127.0.0.3", b""), ("127.0.0.3", HALF_A_HELLO)):
                 sock = socket.create_connection(("127.0.0.1", server.where.port), source_address=(source, 0))

@@ -74,7 +74,7 @@ async def open_lab(files: Path, **allowed: Any) -> AsyncIterator[Lab]:
     config = ServerConfig(
         (HostPort("127.0.0.1", 0),), None, files / "cert.pem", files / "key.pem", clients=(grant,), limits=QUICK
     )
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with open_server(config) as server, trio.open_nursery() as nursery:
             house = House(server, files, nursery)
             async with house.login() as (control, _):
