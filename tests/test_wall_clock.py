@@ -15,7 +15,7 @@ SHOWN = {
     "slow_steps.py": "when a step ended, in a dump",
     "snapshot.py": "`since`",
     "state.py": "when a token was made",
-    "cli/status.py": "how long ago `since` was, for people",
+    "cli/status_table.py": "how long ago `since` was, for people",
 }
 
 

@@ -1,6 +1,7 @@
 """The reading side: against a real admin server, against strangers, and the columns it draws."""
 
 import io
+import json
 import re
 import socket
 import threading
@@ -11,19 +12,16 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 
 from tunnel import wording
 from tunnel.addresses import HostPort
 from tunnel.admin.site import AdminSource, bind_admin, serve_admin
-from tunnel.cli import status
-from tunnel.cli.status import (
-    fetch_stats,
-    print_status,
-    render_plain,
-    render_table,
-    request_retry,
-    watch,
-)
+from tunnel.cli import asking
+from tunnel.cli import watch as watching
+from tunnel.cli.asking import fetch_stats, request_retry
+from tunnel.cli.status_table import print_status, render_plain, render_table
+from tunnel.cli.watch import watch
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.snapshot import ProxyView, SessionView, Snapshot, utc_now
 from tunnel.wording import clean, countdown, explain, human_bytes, human_seconds, plain_line
@@ -117,13 +115,13 @@ def test_a_stranger_at_the_address_is_said_to_be_one(raw: bytes, words: str) -> 
 
 
 def test_an_endless_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(asking, "MAX_ANSWER_BYTES", 1000)
     with answering(b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 5000) as where, pytest.raises(TunnelError, match="larger than"):
         fetch_stats(where)
 
 
 def test_silence_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(asking, "CONNECT_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         where = HostPort("127.0.0.1", silent.getsockname()[1])
         with pytest.raises(PeerLost, match="did not answer in time"):
@@ -274,7 +272,19 @@ def test_watching_without_a_terminal_prints_changes_only() -> None:
         "it answers again",
         "home/ssh: gone",
     ]
-    assert pauses == [status.REFRESH_SECONDS] * 5
+    assert pauses == [watching.REFRESH_SECONDS] * 5
+
+
+def test_watching_for_programs_is_a_line_of_json_for_each_change_and_none_for_figures_that_grow() -> None:
+    out = io.StringIO()
+    lost = TunnelError("nothing answers")
+    states = [stats(view(), SSH), stats(view(), LOW), stats()]
+    later = stats(view(visitors=9, bytes_in=2**40), evolve(SSH, retry_after_seconds=11))
+    later["sessions"][0]["since"] = states[0]["sessions"][0]["since"]
+    watch(script(states[0], later, lost, lost, states[1], states[2]), out, as_json=True, sleep=lambda _: None)
+    told = [json.loads(line) for line in out.getvalue().splitlines()]
+    expected = [states[0], {"error": "nothing answers"}, states[1], states[2]]
+    assert told == json.loads(json.dumps(expected))
 
 
 def test_watching_a_terminal_ends_with_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:

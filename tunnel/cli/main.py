@@ -14,15 +14,15 @@ import click
 from tunnel.cli.options import (
     FILE,
     SETTINGS,
-    admin_address,
     config_option,
     format_option,
     json_option,
     profile_option,
     state_option,
     verbose_option,
-    with_state,
 )
+from tunnel.cli.retry import retry
+from tunnel.cli.status import status
 from tunnel.cli.token import token
 from tunnel.errors import ConfigError, Refused, TunnelError
 from tunnel.version import __version__
@@ -187,58 +187,6 @@ def demo(check: bool, verbose: int) -> None:
     sys.exit(run_demo(check=check, verbose=verbose))
 
 
-@cli.command(context_settings=SETTINGS, short_help="Sessions, proxies and their states.")
-@json_option
-@click.option("--watch", "watching", is_flag=True, help="Keep showing it, once a second.")
-@click.option("--admin", metavar="HOST:PORT", default="127.0.0.1:8480", show_default=True)
-def status(as_json: bool, watching: bool, admin: str) -> None:
-    """Sessions, proxies and their states, of a running server, or of a client that was started with --admin.
-
-    \b
-    Examples:
-      trio-tunnel status --watch
-      trio-tunnel status --json --admin 127.0.0.1:8481
-    """
-    import json
-    from functools import partial
-
-    from tunnel.cli.status import fetch_stats, print_status, watch
-
-    where = admin_address(admin)
-    if watching and as_json:
-        raise click.UsageError("--watch is for people; programs ask again with --json, or read `connect --json`")
-    if watching:
-        watch(partial(fetch_stats, where), sys.stdout)
-    elif as_json:
-        click.echo(json.dumps(fetch_stats(where), indent=2))
-    else:
-        print_status(fetch_stats(where), sys.stdout)
-
-
-@cli.command(context_settings=SETTINGS, short_help="Start a proxy's bind retry afresh.")
-@click.argument("name")
-@click.option("--admin", metavar="HOST:PORT", default="127.0.0.1:8480", show_default=True)
-@state_option
-def retry(name: str, admin: str, state_dir: Path | None) -> None:
-    """Start the bind retry of proxy NAME (or CLIENT/NAME) afresh; its siblings are not touched.
-
-    The state directory is that of the process asked: its admin token lies there.
-
-    \b
-    Example:
-      trio-tunnel retry home/web --state-dir /var/lib/trio-tunnel
-    """
-    from tunnel.cli.status import request_retry
-
-    token = with_state(state_dir, lambda state: state.admin_token(), make=False)
-    restarted = request_retry(admin_address(admin), name, token)
-    click.echo(
-        "".join(f"{one}: starts afresh\n" for one in restarted)
-        or f"{name}: nothing to retry; it listens, or waits for its target\n",
-        nl=False,
-    )
-
-
 @cli.command(context_settings=SETTINGS, short_help="Report every mistake of a configuration file.")
 @click.argument("file", type=FILE)
 @click.option("--as", "kind", type=click.Choice(["server", "client"]), help="Which kind of file it is.")
@@ -298,4 +246,6 @@ def init(kind: Any, output: Path | None) -> None:
     click.echo(f"wrote {output}; edit it, then: trio-tunnel check {output}")
 
 
+cli.add_command(status)
+cli.add_command(retry)
 cli.add_command(token)

@@ -24,6 +24,14 @@ verbose_option = click.option("-v", "--verbose", count=True, help="Log more; -vv
 format_option = click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 profile_option = click.option("--profile-dir", type=FOLDER, help="On SIGUSR2, write a dump of tasks and figures there.")
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+admin_option = click.option(
+    "--admin",
+    metavar="HOST:PORT",
+    default="127.0.0.1:8480",
+    show_default=True,
+    callback=lambda _context, _option, text: admin_address(text),
+    help="Admin address of the process asked.",
+)
 
 
 def with_state(state_dir: Path | None, act: Callable[[Any], Any], *, make: bool = True) -> Any:
@@ -45,3 +53,9 @@ def admin_address(text: str) -> Any:
         return parse_host_port(text, default_port=8480)
     except ValueError as exc:
         raise click.UsageError(f"--admin: {exc}") from exc
+
+
+def admin_token(state_dir: Path | None) -> str:
+    """What changes through the admin address need, of the process whose state directory this is."""
+    token: str = with_state(state_dir, lambda state: state.admin_token(), make=False)
+    return token

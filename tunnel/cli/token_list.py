@@ -6,7 +6,7 @@ from typing import Any
 from attrs import asdict, frozen
 
 from tunnel.addresses import HostPort, PortRange
-from tunnel.cli.status import fetch_stats
+from tunnel.cli.asking import fetch_stats
 from tunnel.config import Grant
 from tunnel.errors import TunnelError
 from tunnel.state import StateDir

@@ -1,0 +1,123 @@
+"""The table of `trio-tunnel status`: what /stats says, for a terminal of any width, or in plain columns."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TextIO
+
+from attrs import fields
+
+from tunnel.cli.output import is_unicode, writable
+from tunnel.columns import GAP, STYLES, Column, append_line, lay_out
+from tunnel.pool_words import pool_lines
+from tunnel.snapshot import ProxyView
+from tunnel.wording import age, clean, explain, human_bytes, public_address
+
+if TYPE_CHECKING:  # at run time only what draws on a terminal imports it
+    from rich.text import Text
+
+
+def proxies_of(stats: dict[str, Any]) -> list[tuple[str, ProxyView]]:
+    """(client, proxy) pairs of /stats, lenient towards what another version leaves out or adds."""
+    found: list[tuple[str, ProxyView]] = []
+    for session in stats.get("sessions", []):
+        if not isinstance(session, dict) or not isinstance(session.get("proxies"), (list, tuple)):
+            continue
+        client = clean(str(session.get("client", "")))
+        found.extend((client, _proxy_of(body)) for body in session["proxies"] if isinstance(body, dict))
+    return found
+
+
+_KINDS: dict[str, type] = {"attempt": int, "publish_port": int, "visitors": int, "visitors_total": int}
+_KINDS |= {"bytes_in": int, "bytes_out": int, "refused": dict}
+_OPTIONAL: dict[str, type] = {"reason": str, "error_message": str, "retry_after_seconds": int, "max_retries": int}
+
+
+def _proxy_of(body: dict[str, Any]) -> ProxyView:
+    values: dict[str, Any] = {}
+    for attribute in fields(ProxyView):
+        name = attribute.name
+        kind = _OPTIONAL.get(name) or _KINDS.get(name, str)
+        value = body.get(name)
+        values[name] = value if isinstance(value, kind) else None if name in _OPTIONAL else kind()
+    return ProxyView(**values)
+
+
+def _columns(pairs: Sequence[tuple[str, ProxyView]], *, dot: str = "") -> list[Column]:
+    now = datetime.now(UTC)
+    views = [view for _, view in pairs]
+    return [
+        Column("CLIENT", [client for client, _ in pairs], worth=5, flexible=True),
+        Column("PROXY", [clean(view.name) for view in views], flexible=True),
+        Column("STATE", [dot + clean(view.status) for view in views]),
+        Column("PUBLIC", [public_address(view) for view in views], worth=8, flexible=True),
+        Column("TARGET", [clean(view.target) for view in views], worth=6, flexible=True),
+        Column("VISITORS", [f"{view.visitors}/{view.visitors_total}" for view in views], worth=7, right=True),
+        Column("IN", [human_bytes(view.bytes_in) for view in views], worth=3, right=True),
+        Column("OUT", [human_bytes(view.bytes_out) for view in views], worth=3, right=True),
+        Column("SINCE", [age(view.since, now) for view in views], worth=2, right=True),
+    ]
+
+
+NOTHING = "no proxies; a client adds one with `trio-tunnel connect SERVER -p NAME=PUBLISH:TARGET`"
+
+
+def _nothing(stats: dict[str, Any]) -> str:
+    """Of no proxies. A client that stops has taken them back, while its visitors may finish."""
+    sessions = [session for session in stats.get("sessions", []) if isinstance(session, dict)]
+    clients = ", ".join(clean(str(session.get("client", ""))) for session in sessions)
+    if stats.get("role") != "server" or not clients:
+        return NOTHING
+    return f"no proxies; connected, and publishing nothing (any more): {clients}"
+
+
+def render_plain(stats: dict[str, Any]) -> str:
+    """Aligned columns without colour, a line per proxy with its explanation at the end; for pipes and files."""
+    pairs = proxies_of(stats)
+    lines = [_nothing(stats)]
+    if pairs:
+        why = Column("EXPLANATION", [explain(view, refused=view.refused) for _, view in pairs])
+        lines = [GAP.join(cell for _, cell in line).rstrip() for line in lay_out([*_columns(pairs), why], None)]
+    pools = pool_lines(stats)
+    return "\n".join([*lines, "", *pools] if pools else lines)
+
+
+def render_table(stats: dict[str, Any], *, width: int, height: int | None = None, unicode: bool = True) -> "Text":
+    """The same for a terminal of `width`: coloured, explanations on a line of their own, at most `height` lines."""
+    from rich.text import Text
+
+    pairs = proxies_of(stats)
+    text = Text(no_wrap=True, overflow="ellipsis" if unicode else "crop")
+    if not pairs:
+        return text.append(_nothing(stats))
+    ellipsis = "…" if unicode else "..."
+    header, *lines = lay_out(_columns(pairs, dot="● " if unicode else ""), width, ellipsis=ellipsis)
+    text.append(GAP.join(cell for _, cell in header), "bold")
+    used = 1
+    for shown, (line, (_, view)) in enumerate(zip(lines, pairs, strict=True)):
+        why = explain(view, refused=view.refused, width=width - 2, ellipsis=ellipsis)
+        used += 2 if why else 1
+        if height is not None and used > height - 1 and shown < len(pairs) - 1:
+            return text.append(f"\n{ellipsis} and {len(pairs) - shown} more", "dim")
+        text.append("\n")
+        append_line(text, line, view.status)
+        if why:
+            text.append(f"\n  {why}", STYLES.get(view.status, ""))
+    pools = pool_lines(stats)
+    if pools and (height is None or used + 1 + len(pools) < height):
+        text.append("\n\n" + "\n".join(pools), "dim")
+    return text
+
+
+def full_name(client: str, view: ProxyView) -> str:
+    return f"{client}/{clean(view.name)}" if client else clean(view.name)
+
+
+def print_status(stats: dict[str, Any], out: TextIO) -> None:
+    """The table on a terminal, plain columns anywhere else."""
+    if not out.isatty():
+        out.write(writable(render_plain(stats), out) + "\n")
+        return
+    from rich.console import Console
+
+    console = Console(file=out, markup=False, highlight=False)
+    console.print(render_table(stats, width=console.width, unicode=is_unicode(out)))
