@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from tunnel.cli.healthcheck import healthcheck
 from tunnel.cli.options import (
     FILE,
     SETTINGS,
@@ -249,3 +250,4 @@ def init(kind: Any, output: Path | None) -> None:
 cli.add_command(status)
 cli.add_command(retry)
 cli.add_command(token)
+cli.add_command(healthcheck)
