@@ -6,6 +6,7 @@
                              brings it back
     admin.token              for writes through the admin address; the commands read it themselves
     ports.json               client/proxy → the port chosen for it where 0 was published
+    known.json               address that clients came from within the hour → seconds since, when it was written
 
 How the files are read and replaced is in `state_files`. All errors are TunnelError with a remedy.
 Everything here is synchronous and waits for the disk: call what writes from a thread where an event loop runs.
@@ -17,7 +18,7 @@ import os
 import re
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +32,7 @@ TOKEN_BYTES = 32  # 256 bits: nothing is gained by a slow hash of what cannot be
 TOKEN = re.compile(r"tt_[A-Za-z0-9_-]{43}\Z")
 MAX_TOKENS = 10_000  # a login compares with every one, which then takes half a millisecond
 MAX_PORTS = 10_000
+KNOWN_FILE = "known.json"
 MAX_PORTS_PER_CLIENT = 1000  # as many proxies as a client may have; past it a client displaces only its own
 
 
@@ -242,6 +244,21 @@ class StateDir:
         if len(ports) > MAX_PORTS:
             raise self._files.damaged("ports.json", f"it has more than {MAX_PORTS} entries", remedy)
         return ports
+
+
+    # Sources
+
+    def known_sources(self) -> dict[str, float]:
+        """As they were kept last, in seconds since each one's last login then."""
+        remedy = "delete it; clients behind an address that guesses tokens may then have to wait once"
+        ages = self._files.read_json(KNOWN_FILE, remedy)
+        if not all(type(age) in (int, float) for age in ages.values()):
+            raise self._files.damaged(KNOWN_FILE, "it has an age that is no number", remedy)
+        return ages
+
+    def keep_known_sources(self, ages: Mapping[str, float]) -> None:
+        with self._files.locked():
+            self._files.write_json(KNOWN_FILE, dict(ages))
 
 
 def _random_token() -> str:

@@ -207,7 +207,7 @@ async def test_fifty_changes_in_a_row_leave_nothing_behind(files):
             await couple.change()
         await until(lambda: len(couple.theirs._line._held) == len(couple.ours._line._held) == 1)
         await until(lambda: (living(), open_descriptors()) == (tasks, descriptors))
-        admission = couple.server._gate._strangers._admission
+        admission = couple.server._gate.strangers._admission
         assert admission.strangers == 0
         assert len(couple.theirs.relay.channels) == 1
         couple.assert_goes_on()

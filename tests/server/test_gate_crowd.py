@@ -72,7 +72,7 @@ async def is_closed_unheard(house, source):
 async def held(house, count_by_source, data):
     """Connections that say `data` and no more, all of them accepted."""
     before = house.gate.stats()["strangers"]
-    house.gate._strangers._admission.rand = lambda: 1.0  # the dice are for the newcomers
+    house.gate.strangers._admission.rand = lambda: 1.0  # the dice are for the newcomers
     socks = [tcp(house, source) for source, count in count_by_source.items() for _ in range(count)]
     try:
         for sock in socks:
@@ -113,7 +113,7 @@ async def test_in_a_crowd_who_was_silent_for_three_seconds_makes_room_for_a_newc
     async with open_house(files, SLOW) as house:
         async with held(house, {f"127.0.0.{number}": 7 for number in range(2, 10)} | {"127.0.0.20": 1}, b""):
             monkeypatch.setattr("tunnel.server.admission.PATIENCE_SECONDS", 0.1)  # not before all are in
-            house.gate._strangers._admission.rand = lambda: 0.0  # whoever meets a crowd is dropped
+            house.gate.strangers._admission.rand = lambda: 0.0  # whoever meets a crowd is dropped
             await trio.sleep(0.1)
             assert (await ask(house, request("/"), "127.0.0.50"))[0] == 404
         assert refusals(house) == {"crowded_out": 57, "not_found": 1}
@@ -146,7 +146,7 @@ async def test_who_guesses_tokens_is_closed_unheard_and_a_good_token_from_elsewh
             while not await is_closed_unheard(house, "127.0.0.2"):
                 await guess(house, 1, "127.0.0.2")
         assert refusals(house)["token_refused"] in (3, 4, 5)
-        assert 14.0 < house.gate._strangers._penalties.wait("127.0.0.2", trio.current_time()) < 25.0
+        assert 14.0 < house.gate.strangers._penalties.wait("127.0.0.2", trio.current_time()) < 25.0
         stream = await tls(house, "127.0.0.3")
         await stream.send_all(request())
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
@@ -167,12 +167,12 @@ async def test_beside_a_guesser_behind_one_address_good_tokens_and_tickets_are_t
         async with house.login(epoch=2):
             pass
         assert house.gate.stats()["penalised_sources"] == 1
-        house.gate._strangers._penalties = Penalties()
+        house.gate.strangers._penalties = Penalties()
 
 
 async def test_a_source_is_heard_in_spite_of_a_penalty_while_a_session_lives_there(files):
     async with open_house(files) as house:
-        strangers = house.gate._strangers
+        strangers = house.gate.strangers
         for source in ("127.0.0.1", "127.0.0.2"):
             strangers._penalties.add(source, 100.0, trio.current_time())
         strangers._admission._known.clear()  # the hour since the login has passed
@@ -202,7 +202,7 @@ async def test_before_tls_each_way_to_come_to_nothing_is_counted_and_has_its_pri
 
 def owed(house, source):
     """What is left by now of its debt: on a busy machine some of it has passed."""
-    debt = house.gate._strangers._penalties._debts.get(source)
+    debt = house.gate.strangers._penalties._debts.get(source)
     return debt.ends - trio.current_time() if debt else 0.0
 
 
@@ -404,13 +404,13 @@ async def test_of_a_trusted_balancer_the_headers_source_counts_and_not_its_own(f
         await until(lambda: house.gate.stats()["strangers"] == 0)
         assert (owed(house, "192.0.2.1") > 3, owed(house, "192.0.2.2") > 3) == (True, True)
         assert owed(house, "127.0.0.2") == 0.0
-        house.gate._strangers._penalties.add("192.0.2.1", 20.0, trio.current_time())
+        house.gate.strangers._penalties.add("192.0.2.1", 20.0, trio.current_time())
         with pytest.raises((OSError, trio.BrokenResourceError)):
             await ask(house, WRONG, "127.0.0.2", v1("192.0.2.1"))
         stream = await tls(house, "127.0.0.2", b"PROXY UNKNOWN\r\n")
         await stream.send_all(request())
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
-        assert house.gate._strangers._admission.is_known("127.0.0.2", trio.current_time())
+        assert house.gate.strangers._admission.is_known("127.0.0.2", trio.current_time())
         stream.close()
 
 

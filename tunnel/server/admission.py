@@ -7,7 +7,7 @@ back together after a restart (design §8), and for whoever comes while the plac
 import ipaddress
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import takewhile
 
 from attrs import Factory, define
@@ -110,6 +110,15 @@ class Admission:
         self._known[source] = now
         if len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
+
+    def known(self, now: float) -> dict[str, float]:
+        """Every known source, with the seconds since its last login; 0 for one with a living session."""
+        ages = {source: now - at for source, at in self._known.items() if now - at < KNOWN_SECONDS}
+        return ages | dict.fromkeys(self._living, 0.0)
+
+    def recall(self, ages: Mapping[str, float], now: float) -> None:
+        """What `known` gave an earlier process, oldest first or not; for the start, when nobody is known."""
+        self._known = {source: now - ages[source] for source in sorted(ages, key=ages.__getitem__, reverse=True)}
 
     def begin(self, source: str) -> None:
         """A session has its control channel from there."""

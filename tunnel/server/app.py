@@ -16,6 +16,7 @@ from tunnel.errors import TunnelError
 from tunnel.limits import socket_bound, visitor_bound
 from tunnel.messages import Farewell
 from tunnel.relay import Engine, Room
+from tunnel.server.acquaintances import Acquaintances
 from tunnel.server.certificate import Certificate, find_files, tls_part
 from tunnel.server.entrance import Entrance, bind_entrances
 from tunnel.server.gate import Gate
@@ -207,13 +208,17 @@ async def _accept(server: Server, gate: Gate, entrances: tuple[Entrance, ...], c
         await gate.serve(listener, connections)
 
     with server._accepting:
+        acquaintances = Acquaintances(gate.strangers, state)
+        acquaintances.recall()
         async with trio.open_nursery() as accepting:
             for entrance in entrances:
                 accepting.start_soon(entrance.run, accept, name=f"gate at {entrance.where}")
 
 
+                root.start_soon(acquaintances.watch, name="known sources")
 async def _remember_port(state: StateDir | None, client: str, proxy: str, port: int) -> None:
     if state is None:
+                acquaintances.write_last()
         return
     try:
         await trio.to_thread.run_sync(state.remember_port, client, proxy, port)

@@ -64,7 +64,7 @@ class Gate:
         self._logins = Logins(
             config, grants=grants, engine=engine, registry=registry, events=events, remember_port=remember_port
         )
-        self._strangers = Strangers(in_all=stranger_bound(MAX_IN_ALL))
+        self.strangers = Strangers(in_all=stranger_bound(MAX_IN_ALL))
         self._balancers = Balancers(config.proxy_protocol_from, header_seconds=config.limits.head_seconds)
         self._handshakes = trio.CapacityLimiter(MAX_HANDSHAKES)
         self._told = RateLimited(log, trio.current_time, count=1, interval_seconds=60.0)
@@ -89,7 +89,7 @@ class Gate:
 
     def stats(self) -> dict[str, Any]:
         """How many are at the gate, and why connections came to nothing since the start."""
-        return {**self._strangers.stats(), "handshakes": self._handshakes.borrowed_tokens}
+        return {**self.strangers.stats(), "handshakes": self._handshakes.borrowed_tokens}
 
     async def serve(self, listener: socket.socket, connections: trio.Nursery) -> None:
         """Accept until cancelled; connections live in `connections`, which outlives the accepting.
@@ -120,7 +120,7 @@ class Gate:
         name = f"connection from {address[0]}"
         if address[0] in self._balancers:
             connections.start_soon(self._introduced, sock, address[0], name=name)
-        elif stranger := self._strangers.arrive(source_of(address[0])):
+        elif stranger := self.strangers.arrive(source_of(address[0])):
             connections.start_soon(self._guarded, sock, stranger, name=name)
         else:
             reset(sock)  # leaves nothing behind, as a FIN would
@@ -132,11 +132,11 @@ class Gate:
         try:
             address = await self._balancers.hear(sock)
         except ValueError as wrong:
-            self._strangers.count("proxy_header")
-            self._strangers.tell(logging.WARNING, "the PROXY header of %s %s", balancer, wrong)
+            self.strangers.count("proxy_header")
+            self.strangers.tell(logging.WARNING, "the PROXY header of %s %s", balancer, wrong)
             _drop(sock)
         except (OSError, trio.BrokenResourceError):
-            self._strangers.count("left")
+            self.strangers.count("left")
             _drop(sock)
         except Exception as failed:  # a bug: the wall, as below
             self._tell_failure(failed)
@@ -145,7 +145,7 @@ class Gate:
             _drop(sock)
             raise
         else:
-            if stranger := self._strangers.arrive(source_of(address or balancer)):
+            if stranger := self.strangers.arrive(source_of(address or balancer)):
                 await self._guarded(sock, stranger)
             else:
                 _drop(sock)

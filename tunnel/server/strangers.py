@@ -9,7 +9,7 @@ only a wrong token hears of the penalty.
 import logging
 import math
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,6 +74,14 @@ class Strangers:
     def tell(self, level: int, message: str, source: str, *args: object) -> None:
         """At most a line a minute for each source, and for many sources together."""
         self._told.log(level, message, source, *args, key=source)
+
+    def known(self) -> dict[str, float]:
+        """Sources that have more room, with the seconds since their last login."""
+        return self._admission.known(trio.current_time())
+
+    def recall(self, ages: Mapping[str, float]) -> None:
+        """What `known` gave an earlier process; before anybody arrives."""
+        self._admission.recall(ages, trio.current_time())
 
     def stats(self) -> dict[str, Any]:
         return {
