@@ -2,10 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
+import tunnel
 from tunnel.messages import ProxyStatusUpdate, Reason, Status
 from tunnel.snapshot import (
     FOLLOWER_EVENTS,
+    KINDS,
     RECENT_EVENTS,
     Event,
     EventStream,
@@ -98,3 +101,25 @@ def test_a_snapshot_as_json_has_the_documented_keys() -> None:
             "since": "now", "refused": {"dial": 1},
         }
     ]  # fmt: skip
+
+
+def test_what_came_after_an_event_is_found_by_its_id_as_far_as_it_is_kept() -> None:
+    events = EventStream()
+    assert (events.last_id, events.after(0)) == (0, [])
+    for _ in range(RECENT_EVENTS + 2):
+        events.publish("n")
+    assert events.last_id == RECENT_EVENTS + 2
+    assert [event.id for event in events.after(RECENT_EVENTS)] == [RECENT_EVENTS + 1, RECENT_EVENTS + 2]
+    assert len(events.after(0)) == RECENT_EVENTS
+
+
+def test_the_kinds_of_events_are_a_closed_list_and_each_is_described() -> None:
+    described = re.findall(r"^    ``([a-z.]+)``", Event.__doc__ or "", re.MULTILINE)
+    assert tuple(described) == KINDS
+    written = [
+        match
+        for path in Path(tunnel.__file__).parent.rglob("*.py")
+        for match in re.findall(r"\.publish\(\s*\"([^\"]+)\"", path.read_text())
+    ]
+    assert len(written) > 4
+    assert set(written) <= set(KINDS)

@@ -14,6 +14,19 @@ from attrs import Factory, asdict, define, field, frozen, has
 
 FOLLOWER_EVENTS = 1000  # kept for one follower that is not reading; an event is about 1 KiB
 RECENT_EVENTS = 500  # kept for who comes to look afterwards
+KINDS = (
+    "proxy.status",
+    "proxy.removed",
+    "session.started",
+    "session.ended",
+    "session.connecting",
+    "session.connected",
+    "session.lost",
+    "config.reloaded",
+    "config.refused",
+    "certificate.loaded",
+    "certificate.expiring",
+)  # of an `Event`, whose table says what each has
 
 
 def utc_now() -> str:
@@ -70,7 +83,8 @@ class Event:
     ``proxy.status``             both    ``update``: the `ProxyStatusUpdate`; in JSON its fields stand flat
     ``proxy.removed``            both    none; its client publishes it no longer
     ``session.started``          server  ``peer``
-    ``session.ended``            server  ``reason`` (a `Farewell`, ``goodbye`` or ``lost``), ``message``, ``seconds``
+    ``session.ended``            server  ``reason`` (a `Farewell`, ``goodbye``, ``lost``, ``closed``), ``message``,
+                                         ``seconds``
     ``session.connecting``       client  ``detail``, ``retry_in``
     ``session.connected``        client  the same; ``detail`` is our name
     ``session.lost``             client  the same; ``detail`` says why
@@ -112,11 +126,24 @@ class Follower:
 
 @define(eq=False)
 class EventStream:
-    """Where the parts publish what happened; each follower has a bounded queue of its own."""
+    """Where the parts publish what happened; each follower has a bounded queue of its own.
 
+    `since` tells the ids of one process from those of the next.
+    """
+
+    since: str = Factory(utc_now)
     recent: deque[Event] = Factory(lambda: deque(maxlen=RECENT_EVENTS))
     _followers: list[Follower] = Factory(list)
     _count: int = field(default=0, init=False)
+
+    @property
+    def last_id(self) -> int:
+        """Of the newest event; 0 before the first."""
+        return self._count
+
+    def after(self, number: int) -> list[Event]:
+        """The events kept whose ids are higher."""
+        return [event for event in self.recent if event.id > number]
 
     def publish(self, kind: str, *, client: str = "", proxy: str = "", **fields: Any) -> None:
         self._count += 1

@@ -3,7 +3,7 @@
 Whatever is shown may come from a peer: every text passes `clean`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -94,6 +94,12 @@ def _message_and_next(state: ProxyState) -> Iterator[str]:
         yield clean(state.error_message)
     if following := countdown(state):
         yield following
+
+
+def listed(names: Sequence[str], *, most: int = 20) -> str:
+    """``a, b, c``, or ``a, b, c and 7 more``."""
+    shown = ", ".join(clean(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def human_bytes(count: float) -> str:

@@ -155,6 +155,18 @@ async def test_a_refusal_only_a_person_can_mend_is_tried_after_30_s_growing_to_5
     assert world.tries == [0, 30, 90, 210, 450, 750, 1050, 1350]
 
 
+async def test_a_wait_is_cut_short_on_request_and_the_next_one_is_as_long_as_ever(
+    client: Client, play: Callable[..., World], autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    world = play((0, 0, NO_TRUST))
+    nursery.start_soon(client.run)
+    await trio.sleep(12)
+    assert client.close_session("whoever") == []  # no server has told it its name
+    await trio.sleep(200)
+    nursery.cancel_scope.cancel()
+    assert world.tries == [0, 12, 72, 192]
+
+
 @pytest.mark.parametrize("farewell", [Farewell.REVOKED, Farewell.VERSION_UNSUPPORTED])
 async def test_a_goodbye_that_only_a_person_can_mend_is_as_slow(
     farewell: Farewell, client: Client, play: Callable[..., World], autojump_clock: MockClock

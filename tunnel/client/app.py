@@ -59,6 +59,7 @@ class Client:
         self._name = ""
         self._reached_at = math.inf  # when the server last answered
         self._was_away = False  # somebody was dialled since the last session, and nobody was there
+        self._at_once = trio.Event()  # somebody wants no wait before the next try
         self._refusal: Refused | None = None  # one address's word, while others are asked
         self._board = Board()
         for proxy in config.proxies:
@@ -72,6 +73,7 @@ class Client:
         while True:
             self._move("connecting", self.connection.detail)
             self._reached_at, self._was_away = math.inf, False
+            self._at_once = trio.Event()
             why: TunnelError | None = None
             goodbye = ""
             try:
@@ -89,8 +91,9 @@ class Client:
                 raise refusal if refusal is not None and is_unanswered else told
             lasted = trio.current_time() - self._reached_at
             delay = patience.after(why, lasted=lasted, was_away=self._was_away)
-            self._lose(told, delay)
-            await trio.sleep(delay)
+            self._lose(told, 0.0 if self._at_once.is_set() else delay)
+            with trio.move_on_after(delay):
+                await self._at_once.wait()
 
     async def _one_session(self, *, once: bool) -> str:
         """Returns after a goodbye that means: come back; says why."""
@@ -225,6 +228,21 @@ class Client:
             raise ValueError("there is no session; it starts afresh with the next one anyway")
         self._session.retry(name)
         return [name]
+
+    def close_session(self, client: str = "") -> list[str]:
+        """Drop the session, its visitors with it, and connect again at once. Without one, try again now instead of
+        waiting on.
+
+        Returns our name if there was a session, else nothing. `LookupError` for a `client` that is not our name.
+        """
+        if client and self._name and client != self._name:
+            raise LookupError(f"this client is {self._name!r}, not {client!r}")
+        log.info("the session is closed on request" if self._session else "trying again now, on request")
+        self._at_once.set()
+        if self._session is None:
+            return []
+        self._session.close("this client's operator closed the session")
+        return [self._name] if self.is_ready() else []
 
     def publish(self, *proxies: ProxyConfig) -> None:
         """Publish exactly these from now on. `ValueError` for two of one name.

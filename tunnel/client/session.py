@@ -114,6 +114,8 @@ class ClientSession:
         self._tickets: Tickets | None = None
         self.channels: Channels | None = None
         self._nursery: trio.Nursery | None = None  # while in session
+        self._closing = trio.CancelScope()
+        self._closed_because = ""
         self._checks = Checks(self.say)
         self.relay = engine.attach(route=routes.find)
 
@@ -124,9 +126,18 @@ class ClientSession:
             self.control_at = reached.address
             async with open_line(self._opening(reached)) as self._line:
                 with self.relay:
-                    return await self._serve(reached.address)
+                    with self._closing:
+                        return await self._serve(reached.address)
+                    if self._welcome is not None:
+                        await self.say_goodbye(self._closed_because)
+                    return Goodbye(Farewell.STOPPING, self._closed_because)
         except BaseExceptionGroup as group:
             raise _only_cause(group) from group
+
+    def close(self, why: str) -> None:
+        """End it now, with a goodbye; `run` returns one that means: come back."""
+        self._closed_because = why
+        self._closing.cancel(reason=why)
 
     def _opening(self, reached: Reached, **more: str) -> AbstractAsyncContextManager[ControlChannel]:
         headers = {**self._identity.headers(), **more}
@@ -304,11 +315,11 @@ class ClientSession:
             max((channel.round_trip for channel in self.relay.channels), default=0.0)
         )  # for the last OPENs
 
-    async def say_goodbye(self) -> None:
-        """The last word of a client that stops."""
+    async def say_goodbye(self, why: str = "the client is stopping") -> None:
+        """Our last word."""
         with trio.move_on_after(1.0, shield=True):
             try:
-                await self._line.send(Goodbye(Farewell.STOPPING, "the client is stopping"))
+                await self._line.send(Goodbye(Farewell.STOPPING, why))
             except PeerLost:
                 pass  # they went first
 

@@ -26,6 +26,7 @@ from tunnel.server.session import Session
 from tunnel.snapshot import EventStream, Snapshot
 from tunnel.state import StateDir
 from tunnel.version import __version__
+from tunnel.wording import listed
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,21 @@ class Server:
             options = ", ".join(f"{client}/{proxy.spec.name}" for client, proxy in found)
             raise ValueError(f"several proxies are named {name!r}; say which: {options}")
         return [f"{client}/{proxy.spec.name}" for client, proxy in found if proxy.retry()]
+
+    def close_session(self, client: str) -> list[str]:
+        """End a client's session now, its visitors with it; returns the names of those ended.
+
+        The client is told why, and comes back after its normal delay (at first none): it stays away only when its
+        token is revoked, too. `LookupError` if no client of that name is connected.
+        """
+        found = [session for session in self._gate.sessions if session.client == client]
+        if not found:
+            there = listed(sorted({session.client for session in self._gate.sessions}))
+            raise LookupError(f"no client {client!r} is connected; {f'there are {there}' if there else 'there is none'}")
+        for session in found:
+            log.info("the session of client '%s' is closed on request", client)
+            session.close(Farewell.STOPPING, "the server's operator closed this session", known_as="closed")
+        return [session.client for session in found]
 
     async def drain(self, grace_seconds: float) -> None:
         """Stop gracefully: tell the clients, take no new visitor, let those inside finish, at most so long."""

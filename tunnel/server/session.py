@@ -79,7 +79,8 @@ class Session:
         )  # fmt: skip
         self._last_heard = trio.current_time()
         self._farewell: Goodbye | None = None
-        self.ended_by = "lost", ""  # a Farewell, "goodbye" or "lost", and why in words; true once `ended` is set
+        self._known_as = ""  # the reason of our farewell, where events have a word of their own for it
+        self.ended_by = "lost", ""  # reason (as in the event) and why in words; true once `ended` is set
         self._heard = trio.Event()
 
     @property
@@ -120,7 +121,7 @@ class Session:
 
     def _free(self) -> None:
         if self._farewell is not None:
-            self.ended_by = self._farewell.reason.value, self._farewell.message
+            self.ended_by = self._known_as or self._farewell.reason.value, self._farewell.message
         self._published.stop("the session ended")
         self.relay.close()
         self._registry.leave(self)
@@ -165,9 +166,10 @@ class Session:
         """
         await self._line.attach(open_server_control(stream))
 
-    def close(self, reason: Farewell, message: str = "") -> None:
-        """End it now: ports are free when `ended` is set."""
-        self._farewell = self._farewell or Goodbye(reason, message)
+    def close(self, reason: Farewell, message: str = "", *, known_as: str = "") -> None:
+        """End it now: ports are free when `ended` is set. `known_as` is the reason that events give, if another one."""
+        if self._farewell is None:
+            self._farewell, self._known_as = Goodbye(reason, message), known_as
         self._scope.cancel(reason=message or reason.value)
 
     def regrant(self, grant: Grant) -> None:
