@@ -3,7 +3,7 @@
 import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeGuard
 
@@ -46,6 +46,7 @@ class Client:
         self.config = config
         self.events = EventStream()
         self.connection = Connection("connecting")
+        self._retry_at: float | None = None
         self._dialer = make_dialer(config)  # may raise: before anything that would have to be closed
         self.engine = Engine(visitor_bound(config.limits), linger=linger, room=Room(socket_bound()))
         self._resolver = Resolver(config.servers)
@@ -188,6 +189,7 @@ class Client:
 
     def _move(self, state: str, detail: str = "", retry_in: float | None = None) -> None:
         self.connection = Connection(state, detail, retry_in)
+        self._retry_at = None if retry_in is None else trio.current_time() + retry_in
         self.events.publish(f"session.{state}", client=self._name, detail=detail, retry_in=retry_in)
         self._board.notify()
 
@@ -282,18 +284,29 @@ class Client:
             self.publish(*self.config.proxies)
 
     def stats(self) -> dict[str, Any]:
-        """The figures of the connections kept ready: to the server, and to each proxy's targets."""
+        """How the client stands to its server, and the figures of the connections kept ready: to it, and to targets."""
         channels = self._session and self._session.channels
+        at = self._retry_at
         return {
+            "connection": {
+                "state": self.connection.state,
+                "detail": self.connection.detail,
+                "servers": [str(server) for server in self.config.servers],
+                "retry_after_seconds": None if at is None else max(0, math.ceil(at - trio.current_time())),
+            },
             "connection_pool": {
                 "data_channels": channels.pool.stats() if channels else None,
                 "targets": self._routes.stats(),
-            }
+            },
         }
 
     def snapshot(self) -> Snapshot:
+        return Snapshot("client", __version__, tuple(self.views()))
+
+    def views(self) -> Iterator[SessionView]:
+        """The sessions of a snapshot; a client has one."""
         proxies = tuple(self._board.view(name, route) for name, route in self._routes.routes.items())
-        return Snapshot("client", __version__, (SessionView(self._name, self._since, proxies),))
+        yield SessionView(self._name, self._since, proxies)
 
 
 def _is_for_address(why: TunnelError) -> bool:
