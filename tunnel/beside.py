@@ -5,14 +5,16 @@ mended or left out; it never ends the tunnel.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import trio
 
+from tunnel.admin.dashboard import dashboard_routes
+from tunnel.admin.live import Live
 from tunnel.admin.site import AdminSource, bind_admin, serve_admin
 from tunnel.config import ClientConfig, ServerConfig
-from tunnel.snapshot import EventStream, Snapshot
+from tunnel.snapshot import EventStream, SessionView, Snapshot
 from tunnel.state import StateDir
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ class Source(Protocol):
     events: EventStream
 
     def snapshot(self) -> Snapshot: ...
+
+    def views(self) -> Iterator[SessionView]: ...
 
     def stats(self) -> dict[str, Any]: ...
 
@@ -50,7 +54,11 @@ async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, 
         log.info("admin address: http://%s:%d", *listener.socket.getsockname()[:2])
     snapshot: Callable[[], Snapshot] = source.snapshot
     site = AdminSource(snapshot, source.is_ready, source.retry, _admin_token(config), source.stats, where.host)
-    await side.start(lambda task_status: serve_admin(listeners, source=site, task_status=task_status))
+    role = "server" if isinstance(config, ServerConfig) else "client"
+    live = Live(source, role=role, can_write=bool(site.token))
+    side.start_soon(live.run, name="dashboard")
+    more = [*dashboard_routes(), live.route]
+    await side.start(lambda task_status: serve_admin(listeners, source=site, more=more, task_status=task_status))
 
 
 def _admin_token(config: ServerConfig | ClientConfig) -> str:

@@ -98,7 +98,7 @@ class Site:
             return error_response(421, "this Host is not served here; use the IP address or localhost")
         methods = {route.method: route.handler for route in self._routes if route.path == request.path}
         if not methods:
-            paths = ", ".join(sorted({route.path for route in self._routes}))
+            paths = ", ".join(sorted({route.path for route in self._routes if not route.path.startswith("/static/")}))
             return error_response(404, f"nothing at this path; there are {paths}")
         handler = methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
