@@ -281,8 +281,9 @@ class Channel:
         if stream is not None:
             told = Abort.of(reason)
             if told in REFUSALS:
-                stream.tally.refuse(told)
-            stream.cut()
+                stream.refused_by_peer(told)
+            else:
+                stream.cut(told)
 
     def on_move(self, sid: int) -> None:
         moved(self.session.streams, self, sid)

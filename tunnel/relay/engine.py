@@ -15,6 +15,7 @@ from tunnel.config import Limits
 from tunnel.frames import FIRST_WINDOW, Abort
 from tunnel.relay.channel import STEP_BYTES, Channel
 from tunnel.relay.deadlines import DeadlineQueue
+from tunnel.relay.ledger import Ledger
 from tunnel.relay.line import Line
 from tunnel.relay.listener import Listener
 from tunnel.relay.poller import Entry, Poller, available
@@ -54,6 +55,7 @@ class Budget:
 
     free: int
     reserve: int = field(default=Factory(lambda self: self.free // 2, takes_self=True))
+    size: int = field(default=Factory(lambda self: self.free, takes_self=True))  # in all
 
     def take(self, size: int) -> bool:
         """Let a window grow by `size`; False (and nothing taken) when that is more than there is for growth."""
@@ -116,6 +118,7 @@ class Engine:
         self.half_closed = self._deadlines(limits.half_closed_seconds, self._silent)
         self.pauses = self._deadlines(SHORTAGE_SECONDS, Listener.resume)
         self.errors = 0  # caught by walls
+        self.ledger = Ledger()
         self.turns = 0
         self.is_late = False  # this turn has taken long: who is not served yet has the next one
         self._late_at = 0.0

@@ -16,7 +16,7 @@ from tunnel.relay.listener import Listener
 from tunnel.relay.moving import Moving, leading
 from tunnel.relay.pace import Pace
 from tunnel.relay.strays import is_cut_short, settle
-from tunnel.relay.stream import Stream
+from tunnel.relay.stream import Stream, Unanswered
 from tunnel.relay.tally import Tally
 from tunnel.tls import Detached
 
@@ -105,6 +105,7 @@ class RelaySession:
         ends it."""
         channel = Channel(self, parts, masks=masks, place=place)
         self.channels.append(channel)
+        self.engine.ledger.channels_opened += 1
         self.engine.room.fixtures += 1
         self.judge_places()
         self._on_lost[channel] = on_lost
@@ -135,12 +136,13 @@ class RelaySession:
     def channel_lost(self, channel: Channel, why: str, *, clean: bool) -> None:
         """Reset the streams that used it, either way; the peer is told on another channel, should it not know which."""
         self.channels.remove(channel)
+        self.engine.ledger.end_channel(why, clean=clean)
         self.engine.fixture_left()
         self.judge_places()
         other = self._pick()
         for stream in list(self.streams.values()):
             if stream.channel is channel or is_cut_short(stream, channel, clean=clean):
-                stream.cut()
+                stream.cut(Abort.CHANNEL_LOST)
                 if other is not None:
                     other.put(RST | Abort.CHANNEL_LOST, stream.sid)
             elif stream.source is channel:
@@ -206,7 +208,7 @@ class RelaySession:
         """A visitor came: open a stream for it, or let it wait for a channel. The socket is the stream's."""
         while self._next_sid in self.streams:
             self._next_sid = self._next_sid % 0xFFFFFFFF + 1
-        stream = Stream(self, self._next_sid, tally)
+        stream = Unanswered(self, self._next_sid, tally)
         self._next_sid = self._next_sid % 0xFFFFFFFF + 1
         self._keep(stream)
         try:
@@ -246,7 +248,9 @@ class RelaySession:
         self.opened_total += 1
         route = self._route(index, version)
         if route is None or self.is_full or self.engine.is_full:
-            channel.put(RST | (Abort.UNKNOWN_PROXY if route is None else Abort.OVER_LIMIT), sid)
+            refusal = Abort.UNKNOWN_PROXY if route is None else Abort.OVER_LIMIT
+            self.engine.ledger.refuse(refusal)
+            channel.put(RST | refusal, sid)
             return
         stream = Stream(self, sid, route.tally)
         self._keep(stream)
@@ -264,6 +268,7 @@ class RelaySession:
         self.streams[stream.sid] = stream
         self.engine.budget.free -= FIRST_WINDOW  # whether there is room was asked before
         self.engine.open_streams += 1
+        self.engine.ledger.visitors += 1
 
     async def wait_empty(self) -> None:
         """Until no stream is left."""
@@ -286,6 +291,7 @@ class RelaySession:
             engine.half_closed.discard(stream)
         if stream.lease is not None:
             stream.lease.release()
+        engine.ledger.leave(stream)
         engine.stream_left(stream.window)
 
     def half_closed(self, stream: Stream) -> None:

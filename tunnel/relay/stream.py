@@ -62,6 +62,7 @@ class Stream:
     __slots__ = (
         "alive",
         "allowance",
+        "began_at",
         "bytes_read",
         "bytes_written",
         "came_nonce",
@@ -118,6 +119,7 @@ class Stream:
         self.window = self.allowance = FIRST_WINDOW  # what we granted, and what is left of it
         self.grant_at = FIRST_WINDOW >> 1  # grant again when the allowance has come down to this
         self.granted_at = 0.0
+        self.began_at = session.engine.now()
         self.held: deque[bytearray | memoryview] | None = deque()
         self.held_size = 0
         self.queued: bool | None = False
@@ -157,6 +159,7 @@ class Stream:
         try:
             expect_reset(sock)
             self.attach(sock, entry)
+            self._is_dialled()
             self.ready()
         except Exception as exc:
             self.session.engine.wall(self, exc)
@@ -227,6 +230,7 @@ class Stream:
         expect_reset(sock)
         self.attach(sock)
         if not code:
+            self._is_dialled()
             self.ready()
         return True
 
@@ -242,8 +246,13 @@ class Stream:
         self.connecting = False
         self.ending = bool(event & (URGENT | _ENDING))  # it spoke before we looked; this edge does not come again
         self.session.engine.dials.discard(self)
+        self._is_dialled()
         self.release_held()
         self.ready()
+
+    def _is_dialled(self) -> None:
+        engine = self.session.engine
+        engine.ledger.dials.add(engine.now() - self.began_at)
 
     def dial_failed(self, code: int) -> None:
         self.refuse(_DIAL_ERRORS.get(code, Abort.DIAL_FAILED))
@@ -251,8 +260,18 @@ class Stream:
     def refuse(self, reason: Abort) -> None:
         """End a stream whose target could not be had; counted by reason on both sides."""
         if self.alive:
-            self.tally.refuse(reason)
-            self.abort(reason)
+            self._count_refusal(reason)
+            self._abort(reason)
+
+    def refused_by_peer(self, reason: Abort) -> None:
+        """The same, as the peer tells it."""
+        if self.alive:
+            self._count_refusal(reason)
+            self._cut()
+
+    def _count_refusal(self, reason: Abort) -> None:
+        self.tally.refuse(reason)
+        self.session.engine.ledger.refuse(reason)
 
     # Tunnel side: what the channel tells
 
@@ -391,6 +410,11 @@ class Stream:
 
     def abort(self, reason: Abort) -> None:
         """End it visibly on both sides: RST to the peer, a reset to the local socket."""
+        if self.alive:
+            self.session.engine.ledger.cut_off(reason)
+            self._abort(reason)
+
+    def _abort(self, reason: Abort) -> None:
         channel = self.channel
         if self._leave():
             if channel is not None:
@@ -398,8 +422,13 @@ class Stream:
             if self.sock is not None:
                 reset(self.sock)
 
-    def cut(self) -> None:
+    def cut(self, reason: Abort) -> None:
         """The peer aborted, or the channel is gone: a reset to the local socket."""
+        if self.alive:
+            self.session.engine.ledger.cut_off(reason)
+            self._cut()
+
+    def _cut(self) -> None:
         if self._leave() and self.sock is not None:
             reset(self.sock)
 
@@ -427,6 +456,20 @@ class Stream:
             self.fd = -1
         self.held = None
         return True
+
+
+class Unanswered(Stream):
+    """A visitor to whom nothing was delivered yet. The first bytes make it a `Stream` like any other: how long they
+    took is asked once a stream, and no frame after them pays for it."""
+
+    __slots__ = ()
+
+    def deliver(self, data: memoryview) -> None:
+        if data:
+            self.__class__ = Stream  # same slots
+            engine = self.session.engine
+            engine.ledger.first_bytes.add(engine.now() - self.began_at)
+        Stream.deliver(self, data)
 
 
 def _begin_connecting(sock: socket.socket, family: int, address: tuple[str, int] | str) -> int:
