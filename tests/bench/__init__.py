@@ -6,6 +6,7 @@
 `loads`, `visitors`          what loads them: wrk, ab, iperf3 and Python
 `figures`, `link_figures`    what is measured of a system; `rounds`: in which order
 `idle_things`, `sessions`    a server with 200 sessions and 1,000 proxies of whom nobody wants anything
+`watched`                    what metrics, history and open dashboards cost the relay
 `report`, `panels`, `plot`, `machine`        what is written
 `pool_bench`, `pool_service`, `pool_load`    `python -m tests.bench pool`: hot connections against cold, 1,631 addresses
 `pool_tunnel`, `freezer`     `python -m tests.bench pool-tunnel`: the same through the tunnel, and an address that dies

@@ -27,9 +27,10 @@ from .report import Cell, Report, to_json_text, to_markdown
 from .rounds import Plan, Runner, say
 from .services import Services
 from .systems import Direct, Naive, Portable, Stage, System, TrioTunnel
+from .watched import WATCHED
 
 SYSTEMS: tuple[type[System], ...] = (Direct, TrioTunnel, Portable, Naive, *PEERS)
-LOOPBACK_FIGURES = (*FIGURES, IDLE_THINGS)
+LOOPBACK_FIGURES = (*FIGURES, IDLE_THINGS, WATCHED)
 QUICK_SYSTEMS = ("direct", "trio-tunnel", "haproxy")
 MAX_FILES = 65_536
 POOL = ("pool", "pool-tunnel")
