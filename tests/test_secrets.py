@@ -9,7 +9,6 @@ from tunnel.config import ClientConfig, Grant, ServerConfig
 from tunnel.config.diff import SetClients, diff
 from tunnel.config.file import ClientOptions
 from tunnel.messages import Tickets, Welcome
-from tunnel.snapshot import Snapshot
 from tunnel.upgrade import Head
 
 SECRET = "correct-horse-battery-staple"
@@ -26,7 +25,7 @@ HOLDERS = [
     Identity(SECRET, "0" * 32, 1),
     Head("GET", "/control", HEADERS, f"Authorization: Bearer {SECRET}".encode(), b""),
     Request("POST", "/retry", {}, HEADERS, b""),
-    AdminSource(lambda: Snapshot("server", "", ()), bool, lambda name: [], SECRET),
+    AdminSource("server", lambda: iter(()), bool, lambda name: [], SECRET),
     Welcome("s", "lab", (SECRET,), 10.0),
     Tickets((SECRET,)),
 ]

@@ -5,13 +5,15 @@ mended or left out; it never ends the tunnel.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import trio
 
 from tunnel.admin.dashboard import dashboard_routes
 from tunnel.admin.live import Live
+from tunnel.admin.openapi import openapi_route
+from tunnel.admin.recent import recent_route
 from tunnel.admin.site import AdminSource, bind_admin, serve_admin
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.snapshot import EventStream, SessionView, Snapshot
@@ -35,6 +37,8 @@ class Source(Protocol):
 
     def retry(self, name: str) -> list[str]: ...
 
+    def close_session(self, client: str) -> list[str]: ...
+
 
 async def start_beside(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
     """Start all that `config` asks for in `side`; returns once it can be used. Cancelled with `side`.
@@ -52,12 +56,14 @@ async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, 
     listeners = await bind_admin(where, asked_for=asked_for)
     for listener in listeners:
         log.info("admin address: http://%s:%d", *listener.socket.getsockname()[:2])
-    snapshot: Callable[[], Snapshot] = source.snapshot
-    site = AdminSource(snapshot, source.is_ready, source.retry, _admin_token(config), source.stats, where.host)
     role = "server" if isinstance(config, ServerConfig) else "client"
+    site = AdminSource(
+        role, source.views, source.is_ready, source.retry, _admin_token(config), source.stats, where.host,
+        source.close_session,
+    )  # fmt: skip
     live = Live(source, role=role, can_write=bool(site.token))
     side.start_soon(live.run, name="dashboard")
-    more = [*dashboard_routes(), live.route]
+    more = [*dashboard_routes(), live.route, recent_route(source.events), openapi_route()]
     await side.start(lambda task_status: serve_admin(listeners, source=site, more=more, task_status=task_status))
 
 

@@ -14,7 +14,8 @@ from tunnel.admin import http as admin_http
 from tunnel.admin.http import Request, Response, serve_connection
 from tunnel.admin.site import AdminSource, Route, Site, bind_admin, serve_admin
 from tunnel.errors import TunnelError
-from tunnel.snapshot import SessionView, Snapshot
+from tunnel.snapshot import SessionView
+from tunnel.version import __version__
 
 TOKEN = "s3cret-admin-token"
 
@@ -29,7 +30,8 @@ def retry(name: str) -> list[str]:
 
 def make_source(**changes: object) -> AdminSource:
     values: dict[str, object] = {
-        "snapshot": lambda: Snapshot("server", "1.2.3", (SessionView("home", "2026-01-01T00:00:00.000Z", ()),)),
+        "role": "server",
+        "views": lambda: iter((SessionView("home", "2026-01-01T00:00:00.000Z", ()),)),
         "ready": lambda: True,
         "retry": retry,
         "token": TOKEN,
@@ -114,7 +116,7 @@ async def test_stats_is_the_snapshot_and_what_is_added_to_it(nursery: trio.Nurse
     assert status == 200
     assert json.loads(body) == {
         "role": "server",
-        "version": "1.2.3",
+        "version": __version__,
         "sessions": [{"client": "home", "since": "2026-01-01T00:00:00.000Z", "proxies": []}],
         "connection_pool": {"idle": 2},
     }

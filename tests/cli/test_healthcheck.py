@@ -14,7 +14,6 @@ from tunnel.admin.site import AdminSource, bind_admin, serve_admin
 from tunnel.cli import healthcheck as asking
 from tunnel.cli.healthcheck import ask_health, healthcheck
 from tunnel.errors import PeerLost, TunnelError
-from tunnel.snapshot import Snapshot
 
 Check = Callable[..., tuple[int, str]]
 
@@ -52,7 +51,7 @@ async def check(where: HostPort, *options: str) -> tuple[int, str]:
 
 async def test_it_says_whether_a_process_would_serve_and_whether_it_is_alive_at_all(nursery: trio.Nursery) -> None:
     is_ready = True
-    source = AdminSource(lambda: Snapshot("server", "1", ()), lambda: is_ready, lambda name: [], "")
+    source = AdminSource("server", lambda: iter(()), lambda: is_ready, lambda name: [], "")
     listeners = await bind_admin(HostPort("127.0.0.1", 0), asked_for=True)
     where = HostPort(*listeners[0].socket.getsockname())
     nursery.start_soon(lambda: serve_admin(listeners, source=source))

@@ -24,6 +24,7 @@ from tunnel.cli.status_table import print_status, render_plain, render_table
 from tunnel.cli.watch import watch
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.snapshot import ProxyView, SessionView, Snapshot, utc_now
+from tunnel.version import __version__
 from tunnel.wording import clean, countdown, explain, human_bytes, human_seconds, plain_line
 
 SINCE = (datetime.now(UTC) - timedelta(days=2.5)).isoformat()
@@ -74,12 +75,12 @@ async def test_stats_and_retry_against_a_real_admin_server(nursery: trio.Nursery
             return ["home/web"]
         raise LookupError(f"no proxy {name!r}")
 
-    source = AdminSource(lambda: Snapshot("server", "1", ()), lambda: True, retry, token="right")
+    source = AdminSource("server", lambda: iter(()), lambda: True, retry, token="right")
     listeners = await bind_admin(HostPort("127.0.0.1", 0), asked_for=True)
     where = HostPort("127.0.0.1", listeners[0].socket.getsockname()[1])
     nursery.start_soon(lambda: serve_admin(listeners, source=source))
     found = await trio.to_thread.run_sync(fetch_stats, where)
-    assert found == {"role": "server", "version": "1", "sessions": []}
+    assert found == {"role": "server", "version": __version__, "sessions": []}
     assert await trio.to_thread.run_sync(request_retry, where, "web", "right") == ["home/web"]
     with pytest.raises(TunnelError, match=r"no proxy 'nope'; `trio-tunnel status` lists the names"):
         await trio.to_thread.run_sync(request_retry, where, "nope", "right")

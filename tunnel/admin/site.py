@@ -7,18 +7,21 @@ answering no CORS request.
 
 import errno
 import hmac
-import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import parse_qsl
 
 import trio
 from attrs import field, frozen
 
 from tunnel.addresses import HostPort, is_ip, parse_host_port
-from tunnel.admin.http import Request, Response, error_response, json_response, serve_http
+from tunnel.admin.http import Request, Response, error_response, serve_http
+from tunnel.admin.stats import only, stats_body
+from tunnel.admin.steering import change_by_name
 from tunnel.errors import TunnelError
-from tunnel.snapshot import Snapshot
+from tunnel.snapshot import SessionView
+from tunnel.version import __version__
 
 _SAFE = ("GET", "HEAD")
 log = logging.getLogger(__name__)
@@ -26,18 +29,26 @@ log = logging.getLogger(__name__)
 
 @frozen
 class AdminSource:
-    """What the admin address shows and may do. All callables are synchronous and quick.
+    """What the admin address shows and may do. All callables are synchronous and quick; `views` gives one session at a
+    time.
 
-    `retry` takes NAME or CLIENT/NAME and returns what it restarted; LookupError: nothing has that name, ValueError:
-    several have. An empty `token` refuses every write. `name` is one more Host that is ours, beside IPs and localhost.
+    `retry` takes NAME or CLIENT/NAME and returns what it restarted, `close` a client's name and returns whose sessions
+    it ended; LookupError: nothing has that name, ValueError: several have, or it cannot be done now. An empty `token`
+    refuses every write. `name` is one more Host that is ours, beside IPs and localhost.
     """
 
-    snapshot: Callable[[], Snapshot]
+    role: str  # "server" or "client"
+    views: Callable[[], Iterator[SessionView]]
     ready: Callable[[], bool]
     retry: Callable[[str], list[str]]
     token: str = field(repr=False)
     extra_stats: Callable[[], dict[str, Any]] = dict
     name: str = ""
+    close: Callable[[str], list[str]] = lambda client: _no_session(client)
+
+
+def _no_session(client: str) -> list[str]:
+    raise LookupError(f"no client {client!r} is connected")
 
 
 @frozen
@@ -137,8 +148,11 @@ class Site:
 
 
 def _own_routes(source: AdminSource) -> tuple[Route, ...]:
-    async def stats(_request: Request) -> Response:
-        return json_response({**source.snapshot().to_json(), **source.extra_stats()})
+    async def stats(request: Request) -> Response:
+        wanted = dict(parse_qsl(request.query))
+        views = only(source.views(), wanted.get("client"), wanted.get("proxy"))
+        head = {"role": source.role, "version": __version__}
+        return Response(200, await stats_body(head, views, source.extra_stats()), "application/json")
 
     async def alive(_request: Request) -> Response:
         return Response(200, b"ok\n")
@@ -146,28 +160,10 @@ def _own_routes(source: AdminSource) -> tuple[Route, ...]:
     async def ready(_request: Request) -> Response:
         return Response(200, b"ready\n") if source.ready() else Response(503, b"not ready\n")
 
-    async def retry(request: Request) -> Response:
-        try:
-            body = json.loads(request.body)
-        except (ValueError, RecursionError):
-            body = None
-        name = body.get("name") if isinstance(body, dict) else None
-        if not isinstance(name, str) or not name:
-            return error_response(400, 'send a JSON object such as {"name": "web"}')
-        try:
-            return json_response({"restarted": source.retry(name)})
-        except LookupError as exc:
-            return error_response(404, _words(exc, "no proxy has this name"))
-        except ValueError as exc:
-            return error_response(409, _words(exc, "several clients have a proxy of this name; say CLIENT/NAME"))
-
     return (
         Route("GET", "/stats", stats),
         Route("GET", "/healthz", alive),
         Route("GET", "/readyz", ready),
-        Route("POST", "/retry", retry),
+        Route("POST", "/retry", change_by_name("name", source.retry, done="restarted", example="web")),
+        Route("POST", "/close", change_by_name("client", source.close, done="closed", example="home")),
     )
-
-
-def _words(exc: Exception, otherwise: str) -> str:
-    return str(exc.args[0]) if exc.args and str(exc.args[0]) else otherwise  # str() of a KeyError would add quotes
