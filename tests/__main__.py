@@ -12,6 +12,7 @@ CHECKS = [
     ("types", ["mypy"]),
     ("import layers", ["lint-imports"]),
 ]
+PARALLEL = ["-n", "2", "--dist", "loadfile"]  # most of what takes long waits; `-n 0` is one after the other
 
 
 def run(name: str, command: list[str]) -> bool:
@@ -27,7 +28,7 @@ def run(name: str, command: list[str]) -> bool:
 def main() -> int:
     tools = Path(sys.executable).parent
     good = [run(name, [str(tools / command[0]), *command[1:]]) for name, command in CHECKS]
-    tests = subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]], cwd=ROOT).returncode
+    tests = subprocess.run([sys.executable, "-m", "pytest", *PARALLEL, *sys.argv[1:]], cwd=ROOT).returncode
     return 0 if all(good) and tests == 0 else 1
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from attrs import frozen
 
 ROOT = Path(__file__).resolve().parents[2]
-PORTS = (20_000, 32_000)  # below the range from which kernels choose: no outgoing connection takes one of these
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4  # of those that test at a time
+PORTS = (20_000 + 3000 * WORKER, 22_999 + 3000 * WORKER)  # below the range that kernels choose outgoing ports from
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 from tunnel.certificates import certificate_pin_of_file, pin_text
 
 LOOPBACK = "127.0.0.1"
-PORTS = (20_000, 32_000)  # below the range from which kernels choose: no outgoing connection takes one of these
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4  # of those that test at a time
+PORTS = (20_000 + 3000 * WORKER, 22_999 + 3000 * WORKER)  # below the range that kernels choose outgoing ports from
 TAIL = 40  # lines of each stream that a failure shows
 T = TypeVar("T")
 
