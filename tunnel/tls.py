@@ -180,6 +180,11 @@ class TlsStream(trio.abc.Stream):
         """For socket options and names; reading or writing it would break the TLS stream."""
         return self._sock
 
+    @property
+    def peer_certificate(self) -> bytes:
+        """The peer's, in DER, once hands were shaken; empty if it showed none."""
+        return self._tls.getpeercert(binary_form=True) or b""
+
     async def do_handshake(self, check: Callable[[ssl.SSLObject], None] | None = None) -> None:
         """Shake hands, then `check` the peer before anything more is sent: if it raises, the peer sees only an end.
 

@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 
 from tunnel.client.board import Board, own_status
 from tunnel.client.dialer import Turns, make_dialer
+from tunnel.client.meters import client_meters
 from tunnel.client.patience import Patience
 from tunnel.client.reach import reach
 from tunnel.client.resolver import Resolver
@@ -22,6 +23,7 @@ from tunnel.config.diff import Action, applied
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.limits import socket_bound, visitor_bound
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Welcome
+from tunnel.meters import Meters
 from tunnel.pool.figures import Figures
 from tunnel.relay import Engine, Room
 from tunnel.snapshot import EventStream, SessionView, Snapshot, utc_now
@@ -61,6 +63,7 @@ class Client:
         self._reached_at = math.inf  # when the server last answered
         self._was_away = False  # somebody was dialled since the last session, and nobody was there
         self._at_once = trio.Event()  # somebody wants no wait before the next try
+        self._is_draining = False  # no new visitors come in this session
         self._refusal: Refused | None = None  # one address's word, while others are asked
         self._board = Board()
         for proxy in config.proxies:
@@ -161,6 +164,7 @@ class Client:
 
     def _welcomed(self, welcome: Welcome) -> None:
         self._name, self._since, self._refusal = welcome.client, utc_now(), None
+        self._is_draining = False
         log.debug("connected to %s as '%s'", self._session and self._session.control_at, welcome.client)
         self._move("connected", welcome.client)
 
@@ -180,6 +184,7 @@ class Client:
         self._explain(why, math.ceil(delay))
 
     def _drained(self, why: str) -> None:
+        self._is_draining = True
         self._explain(PeerLost(why), None, Reason.DRAINING)
 
     def _explain(self, why: TunnelError, retry_after_seconds: int | None, reason: Reason = Reason.SESSION_LOST) -> None:
@@ -218,8 +223,8 @@ class Client:
         await self._board.wait_healthy(names or tuple(self._routes.routes))
 
     def is_ready(self) -> bool:
-        """Whether visitors can be served: the session is up."""
-        return self.connection.state == "connected"
+        """Whether new visitors can be served: the session is up, and neither side is stopping."""
+        return self.connection.state == "connected" and not self._is_draining
 
     def retry(self, name: str) -> list[str]:
         """Ask the server to start a proxy's bind retry afresh. `LookupError` for a name we do not publish."""
@@ -244,7 +249,7 @@ class Client:
         if self._session is None:
             return []
         self._session.close("this client's operator closed the session")
-        return [self._name] if self.is_ready() else []
+        return [self._name] if self.connection.state == "connected" else []
 
     def publish(self, *proxies: ProxyConfig) -> None:
         """Publish exactly these from now on. `ValueError` for two of one name.
@@ -299,6 +304,16 @@ class Client:
                 "targets": self._routes.stats(),
             },
         }
+
+    def meters(self) -> Meters:
+        """What is counted here, for the metrics."""
+        ends = self._dialer.seen.ends
+        return client_meters(
+            self.engine, self._session if self.connection.state == "connected" else None,
+            name=self._name, since=self._since, routes=self._routes.routes, board=self._board,
+            is_ready=self.is_ready(), is_draining=self._is_draining,
+            certificate_ends=None if ends is None else ends.timestamp(),
+        )  # fmt: skip
 
     def snapshot(self) -> Snapshot:
         return Snapshot("client", __version__, tuple(self.views()))

@@ -3,12 +3,13 @@
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import trio
-from attrs import frozen
+from attrs import Factory, define, frozen
 
 from tunnel.addresses import HostPort
-from tunnel.certificates import pair_problem
+from tunnel.certificates import expiry, pair_problem
 from tunnel.client.resolver import Resolver, ServerAddress
 from tunnel.config import ClientConfig
 from tunnel.errors import PeerLost, Refused, TunnelError
@@ -25,12 +26,28 @@ _HANG_UP = (
 )
 
 
+@define(eq=False)
+class SeenCertificate:
+    """What the server showed last, on any connection, in DER; empty before the first."""
+
+    der: bytes = b""
+
+    @property
+    def ends(self) -> datetime | None:
+        """None before the first one, and for one that cannot be read."""
+        try:
+            return expiry(self.der) if self.der else None
+        except ValueError:
+            return None
+
+
 @frozen
 class Dialer:
     """What this client accepts as its server's proof, wherever it dials it."""
 
     context: ssl.SSLContext
     pin: bytes | None
+    seen: SeenCertificate = Factory(SeenCertificate)
 
     async def dial(self, address: ServerAddress, enter: Callable[[Phase], None] = lambda _phase: None) -> TlsStream:
         """A TLS connection whose peer was verified; nothing but the handshake was sent before that.
@@ -71,6 +88,7 @@ class Dialer:
         except BaseException:
             stream.abort()
             raise
+        self.seen.der = stream.peer_certificate
         return stream
 
 

@@ -8,6 +8,7 @@ at all is the pool's miss alone. Durations are in seconds.
 from math import inf
 from typing import Any
 
+from tunnel.meters import PoolMeters
 from tunnel.pool.figures import Counts
 from tunnel.pool.members import A, Site, State, V
 from tunnel.pool.rules import Rules
@@ -45,6 +46,31 @@ def describe(rules: Rules[A, V], now: float) -> dict[str, Any]:
         "addresses": {str(site.address): _describe_site(site, now, reusable=rules.reusable) for site in told},
         "addresses_in_all": len(roster.sites),
     }
+
+
+def read_meters(rules: Rules[A, V], *, kind: str, proxy: str) -> PoolMeters:
+    """The pool as a whole, without what takes long to tell: no percentiles, no addresses."""
+    figures = rules.figures
+    states = dict.fromkeys(map(str, State), 0)
+    for site in rules.roster.sites.values():
+        for state, number in _states(site, reusable=rules.reusable).items():
+            states[state] += number
+    del states[State.RETIRED]  # nobody is: they are counted as they go
+    return PoolMeters(
+        kind=kind,
+        proxy=proxy,
+        states=states,
+        waiting=rules.waiting,
+        lent=rules.lent,
+        leases=figures.leases,
+        hits=figures.hits,
+        misses=figures.misses,
+        timeouts=figures.timeouts,
+        opened=figures.opened,
+        failures=dict(figures.faults),
+        retired=dict(figures.retired),
+        quarantines=figures.quarantines,
+    )
 
 
 def _states(site: Site[A, V], *, reusable: bool) -> dict[State, int]:

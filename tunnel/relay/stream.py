@@ -466,7 +466,7 @@ class Unanswered(Stream):
 
     def deliver(self, data: memoryview) -> None:
         if data:
-            self.__class__ = Stream  # same slots
+            self.__class__ = Stream  # type: ignore[assignment]  # the same slots
             engine = self.session.engine
             engine.ledger.first_bytes.add(engine.now() - self.began_at)
         Stream.deliver(self, data)

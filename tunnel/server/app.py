@@ -15,13 +15,15 @@ from tunnel.config import ServerConfig
 from tunnel.errors import TunnelError
 from tunnel.limits import socket_bound, visitor_bound
 from tunnel.messages import Farewell
+from tunnel.meters import Meters
 from tunnel.relay import Engine, Room
 from tunnel.server.acquaintances import Acquaintances
 from tunnel.server.certificate import Certificate, find_files, tls_part
 from tunnel.server.entrance import Entrance, bind_entrances
 from tunnel.server.gate import Gate
 from tunnel.server.identities import Identities
-from tunnel.server.registry import Address, Registry
+from tunnel.server.meters import server_meters
+from tunnel.server.registry import Address, BindFigures, Registry
 from tunnel.server.session import Session
 from tunnel.snapshot import EventStream, SessionView, Snapshot
 from tunnel.state import StateDir
@@ -44,6 +46,7 @@ class Server:
         entrances: tuple[Entrance, ...],
         certificate: Certificate,
         identities: Identities,
+        binds: BindFigures,
         state: StateDir | None,
     ) -> None:
         self.events = events
@@ -51,6 +54,7 @@ class Server:
         self.engine = engine
         self._certificate = certificate
         self._identities = identities
+        self._binds = binds
         self._state = state
         self._config = config
         self._gate = gate
@@ -79,6 +83,12 @@ class Server:
         """The data channels of each client (it is the clients that keep pools of them), and what came to the gate."""
         clients = {session.client: session.relay.describe() for session in self._gate.sessions}
         return {"connection_pool": {"clients": clients}, "gate": self._gate.stats()}
+
+    def meters(self) -> Meters:
+        """What is counted here, for the metrics."""
+        return server_meters(
+            self._gate, self.engine, binds=self._binds, certificate=self._certificate, is_ready=self.is_ready()
+        )
 
     def is_ready(self) -> bool:
         """Whether a new client would be served."""
@@ -211,7 +221,7 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
         )
         server = Server(
             gate, engine, config=config, events=events, entrances=entrances, certificate=certificate,
-            identities=identities, state=state,
+            identities=identities, binds=registry.binds, state=state,
         )  # fmt: skip
         async with trio.open_nursery() as root:
             await root.start(engine.run, name="relay")

@@ -6,6 +6,7 @@ New handshakes get the new one; who is connected stays so. Files that cannot be 
 import logging
 import socket
 import ssl
+from datetime import datetime
 from pathlib import Path
 
 import trio
@@ -92,12 +93,14 @@ class Certificate:
         self.files = files
         self._stamp = files.stamp()  # before they are read: a change meanwhile is noticed
         self.context = files.load()
+        self.not_after: datetime | None = _end(files)  # of the one in force; None where it cannot be told
         self._asked = trio.Event()
 
     def use(self, files: TlsFiles) -> None:
         """Others from now on; `TunnelError` where they cannot be. Takes milliseconds: `check_change` has tried them."""
         stamp, context = files.stamp(), files.load()
         self._stamp, self.files, self.context = stamp, files, context
+        self.not_after = _end(files)
 
     def look_now(self) -> None:
         """Somebody says that the files are as they should be: `watch` does not wait for them to settle."""
@@ -125,8 +128,17 @@ class Certificate:
             log.error("the certificate was not changed, new connections get the old one: %s", exc)
             return
         if files is self.files:
-            self.context = context
+            self.context, self.not_after = context, ends
             log.info("new connections get the certificate that %s holds now, good until %s", files.cert_file, ends)
+
+
+def _end(files: TlsFiles) -> datetime | None:
+    """Blocks, for as long as a small file takes to read."""
+    try:
+        return expiry_of_file(files.cert_file)
+    except TunnelError as exc:  # OpenSSL takes what our reader does not; it serves all the same
+        log.warning("nobody can say when the certificate ends: %s", exc)
+        return None
 
 
 def _load_private(files: TlsFiles) -> ssl.SSLContext:

@@ -108,7 +108,17 @@ class Published:
         return self.bind_retry if spec.bind_retry is None else policy_of(spec.bind_retry)
 
     def _take(self, spec: ProxySpec, tally: Tally) -> Publication:
-        """One bind attempt for one of our proxies."""
+        """One bind attempt for one of our proxies, counted."""
+        binds = self._registry.binds
+        binds.attempts += 1
+        binds.retries += self.proxies[spec.name].attempt > 0
+        try:
+            return self._try_to_take(spec, tally)
+        except BindFailed as failure:
+            binds.failures[failure.reason] += 1
+            raise
+
+    def _try_to_take(self, spec: ProxySpec, tally: Tally) -> Publication:
         if len(self._listeners) >= self.grant.max_proxies:
             word = (
                 f"client '{self._client}' already has {self.grant.max_proxies} proxies; raise max_proxies at the server"

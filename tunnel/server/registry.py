@@ -2,6 +2,7 @@
 
 import ipaddress
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -50,6 +51,15 @@ def _canonical(addr: str) -> str:
 
 
 @define(eq=False)
+class BindFigures:
+    """Attempts to have an address for a client's proxy, since the start."""
+
+    attempts: int = 0
+    retries: int = 0  # those of them that followed a failure
+    failures: Counter[str] = Factory(Counter)  # by reason
+
+
+@define(eq=False)
 class Registry(Generic[S]):
     _holders: dict[str, Holder[S]] = Factory(dict)
     _addresses: set[Address] = Factory(set)
@@ -57,6 +67,7 @@ class Registry(Generic[S]):
     _issued: dict[S, list[str]] = Factory(dict)  # of each session; used and expired ones among them
     _ports: dict[tuple[str, str], int] = Factory(dict)
     recall: Callable[[str, str], int] = lambda client, proxy: 0  # the port an earlier process chose
+    binds: BindFigures = Factory(BindFigures)
 
     # Identities
 
