@@ -10,6 +10,8 @@ ROOT = Path(tunnel.__file__).parent
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
 SHOWN = {
     "certificates.py": "the days in a certificate",
+    "cli/history.py": "until when the figures are",
+    "history/recorder.py": "the times that are kept, by two clocks, and their age",
     "logs.py": "the time in a log line",
     "profile.py": "the time in a dump, and its name",
     "slow_steps.py": "when a step ended, in a dump",

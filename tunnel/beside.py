@@ -16,6 +16,7 @@ from tunnel.admin.openapi import openapi_route
 from tunnel.admin.recent import recent_route
 from tunnel.admin.site import AdminSource, bind_admin, serve_admin
 from tunnel.config import ClientConfig, ServerConfig
+from tunnel.history.place import history_file
 from tunnel.snapshot import EventStream, SessionView, Snapshot
 from tunnel.state import StateDir
 
@@ -46,6 +47,7 @@ async def start_beside(side: trio.Nursery, config: ServerConfig | ClientConfig, 
     Raises `TunnelError` for what a person asked for and cannot have, such as an admin address that is taken.
     """
     await _start_admin(side, config, source)
+    await _start_history(side, config, source)
 
 
 async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
@@ -65,6 +67,17 @@ async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, 
     side.start_soon(live.run, name="dashboard")
     more = [*dashboard_routes(), live.route, recent_route(source.events), openapi_route()]
     await side.start(lambda task_status: serve_admin(listeners, source=site, more=more, task_status=task_status))
+
+
+async def _start_history(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
+    path = history_file(config)
+    if path is None:
+        return
+    from tunnel.history.recorder import Keeping, run_history  # sqlite3 takes memory: only where it is used
+
+    said = config.history
+    keeping = Keeping(path=path, own=said.file is None, max_age_days=said.max_age_days, max_rows=said.max_rows)
+    await side.start(run_history, source, keeping, name="history")
 
 
 def _admin_token(config: ServerConfig | ClientConfig) -> str:

@@ -104,7 +104,7 @@ def run_connect(config: ClientConfig, options: ProcessOptions[ClientConfig], *, 
     """Be a client until a signal; returns the exit code, or raises why a single session (`once`) ended."""
 
     def complete(config: ClientConfig) -> ClientConfig:
-        needed = config.admin is not None and config.state_dir is None
+        needed = (config.admin is not None or config.history.enabled) and config.state_dir is None
         return evolve(config, state_dir=default_state_dir()) if needed else config
 
     config, options = complete(config), options.completed(complete)

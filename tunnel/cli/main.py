@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from tunnel.cli.healthcheck import healthcheck
+from tunnel.cli.history import history
 from tunnel.cli.options import (
     FILE,
     SETTINGS,
@@ -250,4 +251,5 @@ def init(kind: Any, output: Path | None) -> None:
 cli.add_command(status)
 cli.add_command(retry)
 cli.add_command(token)
+cli.add_command(history)
 cli.add_command(healthcheck)

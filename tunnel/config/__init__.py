@@ -72,6 +72,17 @@ HOT_TARGETS = PoolConfig(
 
 
 @frozen
+class HistoryConfig:
+    """What is kept of the past (see `history`). `enabled` None: where there is a state directory; `file` None:
+    ``history.sqlite`` there. A million rows are some 150 MB; a status change is one."""
+
+    enabled: bool | None = None
+    file: Path | None = None
+    max_age_days: float = 90.0
+    max_rows: int = 1_000_000
+
+
+@frozen
 class Grant:
     """One client identity at a server, and what its token allows. `token_sha256` is 32 bytes.
 
@@ -107,6 +118,7 @@ class ServerConfig:
     limits: Limits = Limits()
     client_ca_file: Path | None = None
     tls_min_version: str = "1.3"  # or "1.2"
+    history: HistoryConfig = HistoryConfig()
     proxy_protocol_from: tuple[str, ...] = ()  # addresses and CIDRs of balancers, whose PROXY header must come first
 
 
@@ -161,6 +173,7 @@ class ClientConfig:
     state_dir: Path | None = None
     data_channels: PoolConfig = DATA_CHANNELS
     resolve_seconds: float = 60.0  # between look-ups of the servers' names
+    history: HistoryConfig = HistoryConfig()
     limits: Limits = Limits()
     cert_file: Path | None = None
     key_file: Path | None = None

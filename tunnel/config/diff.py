@@ -17,9 +17,9 @@ from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, PoolConfig, 
 
 MAX_SHOWN = 100  # characters of a value in a message
 _CLIENT_AT_START = ("token", "pin", "ca_file", "cert_file", "key_file", "tls_min_version", "admin", "state_dir")
-_SERVER_AT_START = ("listen", "proxy_protocol_from", "admin", "state_dir")
+_SERVER_AT_START = ("listen", "proxy_protocol_from", "admin", "state_dir", "history")
 _TLS = ("cert_file", "key_file", "client_ca_file", "tls_min_version")
-_NEVER_SHOWN = ("token",)
+_NEVER_SHOWN = ("token", "history")
 
 
 @frozen

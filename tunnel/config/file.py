@@ -15,6 +15,7 @@ from attrs import evolve, field, frozen
 from tunnel.addresses import HostPort, parse_pin
 from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
 from tunnel.config.client_file import MAX_SERVERS, Claim, check_claims, claim_option, take_proxies, take_servers
+from tunnel.config.history import take_history
 from tunnel.config.pools import take_data_channels
 from tunnel.config.sections import (
     blame_repeats,
@@ -40,7 +41,7 @@ CLIENT_KEYS = (
     "server", "servers", "resolve_seconds", "token_file", "pin", "ca_file", "cert_file", "key_file", "data_channels",
     "proxies",
 )  # fmt: skip
-SHARED_KEYS = ("tls", "state_dir", "admin", "limits")
+SHARED_KEYS = ("tls", "state_dir", "admin", "limits", "history")
 _NO_SERVER = HostPort("", 0)  # stands in where there is none, which is a mistake: no caller sees it
 T = TypeVar("T")
 
@@ -216,6 +217,7 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         data_channels=take_data_channels(table),
         resolve_seconds=table.take("resolve_seconds", number(1, DAY), 60.0),
         limits=take_limits(table),
+        history=take_history(table, base),
         cert_file=cert_file,
         key_file=key_file,
         tls_min_version=take_min_version(table.table("tls")),

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from tunnel.addresses import DEFAULT_PORT, HostPort, PortRange, parse_port_range
 from tunnel.backoff import RetryPolicy
 from tunnel.config import DEFAULT_ADMIN, Grant, ServerConfig
+from tunnel.config.history import take_history
 from tunnel.config.sections import (
     admin_is_asked_for,
     blame_repeats,
@@ -47,6 +48,7 @@ def read_server(table: Table, base: Path) -> ServerConfig:
         admin=take_admin(table, DEFAULT_ADMIN),
         admin_required=admin_is_asked_for(table),
         limits=take_limits(table),
+        history=take_history(table, base),
         client_ca_file=None if tls is None else take_file(tls, "client_ca_file", base),
         tls_min_version=take_min_version(tls),
     )

@@ -109,6 +109,14 @@ jitter = 0  # share of each wait, 0 to 1, that chance may take away
 [admin]
 listen = "127.0.0.1:8480"  # "off" for none
 
+# What is kept of each session and proxy, for `trio-tunnel history`: in the state directory, unless said otherwise. A
+# change of a status is a row, and a million rows are some 150 MB.
+#[history]
+#enabled = true
+#file = "/var/lib/trio-tunnel/history.sqlite"
+#max_age_days = 90
+#max_rows = 1000000
+
 # Bounds of the whole process.
 #[limits]
 #max_visitors = 10000  # without it, as many as the descriptor limit allows
@@ -190,6 +198,13 @@ target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"
 # Where `trio-tunnel status` asks, at the client; also /stats, /healthz and /readyz. None unless asked for.
 #[admin]
 #listen = "127.0.0.1:8480"
+
+# What is kept of each proxy, for `trio-tunnel history`: where there is a state directory, unless said otherwise.
+#[history]
+#enabled = true
+#file = "history.sqlite"
+#max_age_days = 90
+#max_rows = 1000000
 
 #[tls]
 #min_version = "1.3"  # or "1.2", where something in between cannot do better
