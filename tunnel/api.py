@@ -3,11 +3,12 @@
 The command line is written on these two.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
+from tunnel.activation import Passed
 from tunnel.beside import start_beside
 from tunnel.client.app import Client, open_client
 from tunnel.config import ClientConfig, ServerConfig
@@ -23,15 +24,16 @@ async def serve(
     *,
     drain: trio.Event | None = None,
     linger: bool = False,
+    passed: Sequence[Passed] = (),
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a server until cancelled, or until `drain` is set and the visitors inside are done.
 
     `started` gives the `Server` once it can be used: ``server = await nursery.start(tunnel.serve, config)``. Raises
     `TunnelError` when it cannot start. Cancelled, it cuts everything at once. `linger` is for a process that is nothing
-    but this server (see `Engine`).
+    but this server (see `Engine`); so is `passed`: the sockets that systemd made for it (see `activation`).
     """
-    async with unwrapped(), open_server(config, linger=linger) as server, trio.open_nursery() as side:
+    async with unwrapped(), open_server(config, linger=linger, passed=passed) as server, trio.open_nursery() as side:
         await start_beside(side, config, server)
         task_status.started(server)
         await (trio.Event() if drain is None else drain).wait()

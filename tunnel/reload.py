@@ -7,6 +7,7 @@ what it has.
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -49,21 +50,24 @@ class Reloader(Generic[C]):
         *,
         check: Callable[[C, C], None] = lambda running, wanted: None,
         read: Callable[[], None] = lambda: None,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Serve requests until cancelled. `running` is the configuration of the process so far; `apply` gets what it
         shall be and how to get there; where it raises TunnelError nothing has changed. `check` gets both before, in a
-        thread, and may raise ConfigError; `read` is called after each reading that found no mistake."""
+        thread, and may raise ConfigError; `read` is called after each reading that found no mistake. All that for one
+        request happens in the body of one `around`."""
         while True:
             await self._requested.wait()
             self._requested = trio.Event()  # before the files are read: who changes them later gets another reading
-            wanted = await self._read(partial(check, running))
-            if wanted is not None and not self._drain.is_set():
-                try:
-                    running = _change(running, wanted, apply)
-                except TunnelError as exc:  # a file that was good when it was checked; the next request tries again
-                    log.error("the configuration was not changed: %s; then send SIGHUP again", exc)
-                    continue
-                read()
+            with around():
+                wanted = await self._read(partial(check, running))
+                if wanted is not None and not self._drain.is_set():
+                    try:
+                        running = _change(running, wanted, apply)
+                    except TunnelError as exc:  # a file that was good when it was checked; the next request tries again
+                        log.error("the configuration was not changed: %s; then send SIGHUP again", exc)
+                        continue
+                    read()
 
     async def _read(self, check: Callable[[C], None]) -> C | None:
         load = self._load

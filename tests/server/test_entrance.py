@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tunnel.activation import Passed
 from tunnel.addresses import HostPort
 from tunnel.errors import TunnelError
 from tunnel.server import entrance as entrance_module
@@ -247,3 +248,75 @@ async def test_one_that_is_lost_does_not_stop_the_others(
         assert other.is_open
         nursery.cancel_scope.cancel()
         await wait_all_tasks_blocked()
+
+
+# With sockets that systemd passed
+
+
+def passed_at(addr: str = "127.0.0.1") -> tuple[socket.socket, Passed]:
+    """systemd's own, and what it passed to us."""
+    held = listen(addr, 0)
+    return held, Passed("web", held.dup())
+
+
+def test_a_passed_socket_stands_for_its_address_and_the_others_are_bound(registry: Registry[str]) -> None:
+    held, passed = passed_at()
+    with held, bind_entrances((FREE, passed.where), registry, passed=[passed]) as (bound, taken):
+        assert taken.where == passed.where
+        assert bound.where.port not in (0, taken.where.port)
+        assert registry.taken_by(taken.where.host, taken.where.port) is not None
+        assert not can_listen(taken.where)
+
+
+def test_who_connects_after_the_end_waits_for_the_next_process(registry: Registry[str]) -> None:
+    held, passed = passed_at()
+    where = passed.where
+    with held:
+        with bind_entrances((where,), registry, passed=[passed]):
+            pass
+        with socket.create_connection((where.host, where.port), timeout=5) as visitor:
+            accepted, _ = held.accept()
+            with accepted:
+                assert accepted.getpeername() == visitor.getsockname()
+    assert can_listen(where)  # we held no descriptor any more
+    assert registry._addresses == set()
+
+
+def test_one_that_stands_for_no_address_is_closed_and_nothing_is_bound(registry: Registry[str]) -> None:
+    held, passed = passed_at()
+    with (
+        held,
+        pytest.raises(TunnelError, match="where this server is not to listen"),
+        bind_entrances((FREE,), registry, passed=[passed]),
+    ):
+        pytest.fail("it has started")
+    assert passed.sock.fileno() == -1
+    assert registry._addresses == set()
+
+
+async def test_a_passed_one_whose_address_went_away_is_taken_up_again_when_it_is_back(
+    registry: Registry[str], nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    present = True
+    monkeypatch.setattr(entrance_module, "is_addr_present", lambda addr: present)
+    monkeypatch.setattr(entrance_module, "presence_seconds", lambda addr: PRESENCE_SECONDS)  # loopback is not watched
+    held, passed = passed_at()
+    taken: list[tuple[float, int]] = []
+
+    async def accept(listener: socket.socket) -> None:
+        taken.append((trio.current_time(), listener.getsockname()[1]))
+        await trio.sleep_forever()
+
+    with held, bind_entrances((passed.where,), registry, passed=[passed]) as (entrance,):
+        nursery.start_soon(entrance.run, accept)
+        await until(1)
+        present = False
+        await until(1000)
+        assert not entrance.is_open
+        present = True
+        await until(1000 + AGAIN_SECONDS)
+        assert entrance.is_open
+        entrance.leave()
+        await wait_all_tasks_blocked()
+    assert [port for _, port in taken] == [entrance.where.port] * 2
+    assert 1000 <= taken[1][0] <= 1000 + AGAIN_SECONDS

@@ -1,5 +1,6 @@
 """What `serve` and `connect` do as processes: what is attended to beside the tunnel, what is shown, how they end."""
 
+import faulthandler
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ import trio
 from attrs import evolve, frozen
 
 from tunnel import logs
+from tunnel.activation import Passed, take_passed
 from tunnel.api import Client, Server, run_client, serve
 from tunnel.cli.introduction import announce
 from tunnel.client.make_view import make_view
@@ -18,12 +20,14 @@ from tunnel.client.view import SessionState, View
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.config.diff import Action
 from tunnel.errors import unwrapped
+from tunnel.notify_socket import NotifySocket
 from tunnel.profile import Profile, relay_figures
 from tunnel.reload import C, Reloader
 from tunnel.server.certificate import check_change
 from tunnel.snapshot import Event, Snapshot
 from tunnel.state import default_state_dir
 from tunnel.stopping import Stopping
+from tunnel.supervision import Supervision, describe_client, describe_server
 
 FORCED = 130  # exit code after a second signal
 
@@ -49,6 +53,13 @@ def _sections(side: Server | Client) -> dict[str, Any]:
     return {"relay": relay_figures(side.engine), **side.stats()}
 
 
+def _take_notify_socket() -> NotifySocket:
+    notify = NotifySocket.take()
+    if notify.watchdog_seconds is not None and sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)  # a stalled process gets SIGABRT: the log then shows where it stood
+    return notify
+
+
 # serve
 
 
@@ -64,7 +75,8 @@ def run_serve(
     with logs.configure(options.verbose, options.log_format):
         profile = Profile("server", options.profile_dir)
         say = partial(announce, config=config, introduce=introduce, public_host=public_host)
-        run = partial(_serve, config, options.reload, announce=say, profile=profile)
+        passed, notify = take_passed(), _take_notify_socket()
+        run = partial(_serve, config, options.reload, announce=say, profile=profile, notify=notify, passed=passed)
         return trio.run(run, instruments=profile.instruments)
 
 
@@ -74,6 +86,8 @@ async def _serve(
     *,
     announce: Callable[[Server], None],
     profile: Profile,
+    notify: NotifySocket,
+    passed: Sequence[Passed],
 ) -> int:
     stopping = Stopping()
     reloader = Reloader(reload, drain=stopping.drain)
@@ -82,19 +96,25 @@ async def _serve(
         await root.start(profile.watch, name="dumps")
         with stopping.scope:
             async with trio.open_nursery() as nursery:
-                server = await nursery.start(partial(serve, config, drain=stopping.drain, linger=True))
+                run = partial(serve, config, drain=stopping.drain, linger=True, passed=passed)
+                server = await nursery.start(run)
                 profile.sections = partial(_sections, server)
                 announce(server)
-                root.start_soon(partial(_reload, reloader, config, server), name="reload")
+                supervision = Supervision(notify, partial(describe_server, server))
+                root.start_soon(partial(supervision.run, server.events, drain=stopping.drain), name="systemd")
+                root.start_soon(partial(_reload, reloader, config, server, supervision), name="reload")
         root.cancel_scope.cancel(reason="the server has ended")
     return FORCED if stopping.forced else 0
 
 
-async def _reload(reloader: Reloader[ServerConfig], config: ServerConfig, server: Server) -> None:
+async def _reload(
+    reloader: Reloader[ServerConfig], config: ServerConfig, server: Server, supervision: Supervision
+) -> None:
     def apply(now: ServerConfig, _: Sequence[Action]) -> None:
         server.apply(now)
 
-    await reloader.run(config, apply, check=check_change, read=server.look_at_certificate)
+    around = supervision.reloading
+    await reloader.run(config, apply, check=check_change, read=server.look_at_certificate, around=around)
 
 
 # connect
@@ -104,7 +124,7 @@ def run_connect(config: ClientConfig, options: ProcessOptions[ClientConfig], *, 
     """Be a client until a signal; returns the exit code, or raises why a single session (`once`) ended."""
 
     def complete(config: ClientConfig) -> ClientConfig:
-        needed = (config.admin is not None or config.history.enabled) and config.state_dir is None
+        needed = config.admin is not None and config.state_dir is None
         return evolve(config, state_dir=default_state_dir()) if needed else config
 
     config, options = complete(config), options.completed(complete)
@@ -117,7 +137,10 @@ def run_connect(config: ClientConfig, options: ProcessOptions[ClientConfig], *, 
     on_screen = isinstance(view, TableView) and sys.stderr.isatty()
     with logs.configure(options.verbose, options.log_format, stream=view.log_stream if on_screen else None):
         profile = Profile("client", options.profile_dir)
-        run = partial(_connect, config, options.reload, once=once, view=view, made=clients.append, profile=profile)
+        run = partial(
+            _connect, config, options.reload, once=once, view=view, made=clients.append, profile=profile,
+            notify=_take_notify_socket(),
+        )  # fmt: skip
         return trio.run(run, instruments=profile.instruments)
 
 
@@ -129,6 +152,7 @@ async def _connect(
     view: View,
     made: Callable[[Client], None],
     profile: Profile,
+    notify: NotifySocket,
 ) -> int:
     stopping = Stopping()
     reloader = Reloader(reload, drain=stopping.drain)
@@ -147,7 +171,9 @@ async def _connect(
                 profile.sections = partial(_sections, client)
                 root.start_soon(view.run, name="view")
                 root.start_soon(show, client, view, name="statuses")
-                root.start_soon(reloader.run, config, apply, name="reload")
+                supervision = Supervision(notify, partial(describe_client, client))
+                root.start_soon(partial(supervision.run, client.events, drain=stopping.drain), name="systemd")
+                root.start_soon(partial(reloader.run, config, apply, around=supervision.reloading), name="reload")
         root.cancel_scope.cancel(reason="the client has ended")
     return FORCED if stopping.forced else 0
 

@@ -2,7 +2,7 @@
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import trio
 from attrs import evolve
 
+from tunnel.activation import Passed
 from tunnel.addresses import HostPort
 from tunnel.config import ServerConfig
 from tunnel.errors import TunnelError
@@ -191,8 +192,12 @@ class Server:
 
 
 @asynccontextmanager
-async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIterator[Server]:
+async def open_server(
+    config: ServerConfig, *, linger: bool = False, passed: Sequence[Passed] = ()
+) -> AsyncIterator[Server]:
     """Run a server inside the caller's task until the body ends or is cancelled.
+
+    Sockets that systemd has `passed` are used in place of binding their addresses, and closed with the rest.
 
     Raises `TunnelError` when it cannot start: the state directory, the certificate, or an address that is taken.
     Leaving the body cuts every session at once; `Server.drain` first ends them gracefully.
@@ -205,7 +210,7 @@ async def open_server(config: ServerConfig, *, linger: bool = False) -> AsyncIte
     registry: Registry[Session] = Registry()
     if state is not None:
         registry.recall = lambda client, proxy: state.port_for(client, proxy) or 0
-    with bind_entrances(config.listen, registry) as entrances:  # before all that would have to be ended again
+    with bind_entrances(config.listen, registry, passed=passed) as entrances:  # before all that would have to end
         if config.admin is not None:
             registry.publish(Address(config.admin.host, config.admin.port, "", "its admin address"))
         events = EventStream()

@@ -1,13 +1,16 @@
 """The addresses at which clients connect: all are bound before the server starts, one that is lost is bound again."""
 
+import errno
 import logging
+import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import trio
 
+from tunnel.activation import Passed, match
 from tunnel.addresses import HostPort
 from tunnel.errors import TunnelError
 from tunnel.server.publication import presence_seconds
@@ -22,8 +25,12 @@ AGAIN_SECONDS = 3.0  # between attempts to bind an address that was lost: one bi
 class Entrance:
     """One address. `run` it in a task of its own; the others do not notice what befalls it."""
 
-    def __init__(self, where: HostPort, listener: socket.socket, registry: Registry[Any]) -> None:
+    def __init__(
+        self, where: HostPort, listener: socket.socket, registry: Registry[Any], *, is_passed: bool = False
+    ) -> None:
         port = listener.getsockname()[1]
+        # systemd holds on to one that it made, so that it cannot be bound again, only be taken up again
+        self._passed = listener.dup() if is_passed else None
         self.where = HostPort(where.host, port)  # as bound: the port is never 0
         self._addr = str(listener.getsockname()[0])  # numeric: a name is not looked up again
         self._listener: socket.socket | None = listener
@@ -70,9 +77,16 @@ class Entrance:
         while True:
             await trio.sleep(AGAIN_SECONDS)
             try:
-                return listen(self._addr, self.where.port)
+                return self._listen_again()
             except OSError as exc:  # an error was told when it was lost
                 log.debug("still not listening on %s: %s", self.where, exc.strerror or exc)
+
+    def _listen_again(self) -> socket.socket:
+        if self._passed is None:
+            return listen(self._addr, self.where.port)
+        if not is_addr_present(self._addr):
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        return self._passed.dup()
 
     def leave(self) -> None:
         """Accept no more here, for good; who came in this way stays."""
@@ -88,17 +102,30 @@ class Entrance:
         """After `run`, or in its stead."""
         self._registry.withdraw(self._address)
         self._close()
+        if self._passed is not None:
+            self._passed.close()
 
 
 @contextmanager
-def bind_entrances(wanted: tuple[HostPort, ...], registry: Registry[Any]) -> Iterator[tuple[Entrance, ...]]:
-    """Bind them all, or raise `TunnelError` and hold none. Leaving the body closes what is still open."""
+def bind_entrances(
+    wanted: tuple[HostPort, ...], registry: Registry[Any], *, passed: Sequence[Passed] = ()
+) -> Iterator[tuple[Entrance, ...]]:
+    """Bind them all, or raise `TunnelError` and hold none. Leaving the body closes what is still open.
+
+    Where systemd has `passed` a socket for one of them, that is used in place of binding; it is closed in any case.
+    """
     if not wanted:
         raise TunnelError("a server needs an address to listen on, such as 0.0.0.0:8443")
     with ExitStack() as bound:
-        yield tuple(
-            bound.enter_context(closing(Entrance(where, _listen(where, registry), registry))) for where in wanted
-        )
+        for one in passed:
+            bound.enter_context(closing(one.sock))  # an entrance has descriptors of its own
+        found = match(passed, wanted)
+        yield tuple(bound.enter_context(closing(_open(where, found.get(where), registry))) for where in wanted)
+
+
+def _open(where: HostPort, passed: Passed | None, registry: Registry[Any]) -> Entrance:
+    listener = _listen(where, registry) if passed is None else passed.sock.dup()
+    return Entrance(where, listener, registry, is_passed=passed is not None)
 
 
 def _listen(where: HostPort, registry: Registry[Any]) -> socket.socket:
