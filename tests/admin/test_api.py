@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from attrs import asdict
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tunnel.admin import stats as stats_module
@@ -71,6 +72,10 @@ async def test_stats_of_one_client_or_of_proxies_of_one_name(query: str, shown: 
     assert list(body) == ["role", "version", "sessions", "gate"]
 
 
+async def test_stats_say_all_that_is_known_of_a_session() -> None:
+    assert (await get_json(site(), "/stats"))["sessions"] == json.loads(json.dumps([asdict(each) for each in SESSIONS]))
+
+
 async def test_stats_without_further_figures_are_whole_too() -> None:
     assert list(await get_json(site(), "/stats")) == ["role", "version", "sessions"]
 
@@ -78,7 +83,7 @@ async def test_stats_without_further_figures_are_whole_too() -> None:
 async def test_making_stats_of_many_sessions_lets_others_have_their_turn(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, nursery: Any
 ) -> None:
-    monkeypatch.setattr(stats_module, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(stats_module, "SLICE", 1)
     turns: list[str] = []
 
     def views() -> Iterator[SessionView]:
