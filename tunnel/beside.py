@@ -12,11 +12,13 @@ import trio
 
 from tunnel.admin.dashboard import dashboard_routes
 from tunnel.admin.live import Live
+from tunnel.admin.metrics import Metrics
 from tunnel.admin.openapi import openapi_route
 from tunnel.admin.recent import recent_route
 from tunnel.admin.site import AdminSource, bind_admin, serve_admin
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.history.place import history_file
+from tunnel.meters import Meters
 from tunnel.snapshot import EventStream, SessionView, Snapshot
 from tunnel.state import StateDir
 
@@ -33,6 +35,8 @@ class Source(Protocol):
     def views(self) -> Iterator[SessionView]: ...
 
     def stats(self) -> dict[str, Any]: ...
+
+    def meters(self) -> Meters: ...
 
     def is_ready(self) -> bool: ...
 
@@ -65,7 +69,9 @@ async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, 
     )  # fmt: skip
     live = Live(source, role=role, can_write=bool(site.token))
     side.start_soon(live.run, name="dashboard")
-    more = [*dashboard_routes(), live.route, recent_route(source.events), openapi_route()]
+    metrics = Metrics(source)
+    await side.start(metrics.run, name="metrics")
+    more = [*dashboard_routes(), live.route, recent_route(source.events), openapi_route(), metrics.route]
     await side.start(lambda task_status: serve_admin(listeners, source=site, more=more, task_status=task_status))
 
 
