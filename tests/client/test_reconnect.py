@@ -442,6 +442,17 @@ async def test_an_address_that_refuses_does_not_keep_the_client_from_the_others(
     assert world.tries == [0, 0, 30, 30, 90, 90]
 
 
+@pytest.mark.parametrize("reason", ["proxy_auth", "proxy_refused"])
+async def test_what_the_proxy_on_the_way_refuses_is_not_asked_again_for_each_address(
+    reason: str, client: Client, play: Callable[..., World], autojump_clock: MockClock
+) -> None:
+    client.apply([SetServers((HostPort("10.0.0.1", 8443), HostPort("10.0.0.2", 8443)))])
+    world = play((0, 0, Refused(reason, "the proxy wants a password", trust=True)))
+    world.addresses = cycle(client._resolver.addresses)
+    await run_for(client, 100)
+    assert world.tries == [0, 30, 90]
+
+
 async def test_with_once_a_refusal_is_not_hidden_by_an_address_where_nobody_answers(
     client: Client, play: Callable[..., World], autojump_clock: MockClock
 ) -> None:

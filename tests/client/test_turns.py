@@ -12,7 +12,6 @@ from relay_rig import contexts, descriptors, quiet, start_target, until
 from trio.testing import MockClock
 
 from tunnel.addresses import HostPort
-from tunnel.client import dialer as dialer_module
 from tunnel.client.dialer import Dialer, Reached, Turns
 from tunnel.client.resolver import Resolver, ServerAddress
 from tunnel.errors import PeerLost, Refused
@@ -57,6 +56,10 @@ class World:
         self.sockets.append(Socket(number))
         return self.sockets[-1]
 
+    async def connect(self, address: ServerAddress) -> Socket:
+        """As `Dialer.connect`."""
+        return await self.dial_tcp(HostPort(address.ip, address.port), name=str(address))
+
     async def shake_hands(self, sock: Socket, address: ServerAddress) -> Socket:
         """As `Dialer.shake_hands`."""
         step = self.handshakes.get(sock.ip, 0.0)
@@ -83,11 +86,9 @@ class World:
 
 
 @pytest.fixture
-def make_world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+def make_world() -> Callable[..., World]:
     def make(*meets: float | Exception, **handshakes: Any) -> World:
-        world = World(list(meets), {key[1:]: value for key, value in handshakes.items()})
-        monkeypatch.setattr(dialer_module, "dial_tcp", world.dial_tcp)
-        return world
+        return World(list(meets), {key[1:]: value for key, value in handshakes.items()})
 
     return make
 

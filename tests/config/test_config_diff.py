@@ -15,6 +15,7 @@ from tunnel.config import (
     DATA_CHANNELS,
     HOT_TARGETS,
     ClientConfig,
+    ForwardProxy,
     Grant,
     HealthCheck,
     Limits,
@@ -45,6 +46,7 @@ SSH = ProxyConfig("ssh", HostPort("0.0.0.0", 8022), (Target("tcp", "127.0.0.1", 
 CLIENT = ClientConfig((HERE,), TOKEN, pin=bytes(32), proxies=(WEB, SSH))
 SERVER = ServerConfig(clients=(Grant("home", b"\xaa" * 32),))
 CHECK = HealthCheck("http")
+PROXY = ForwardProxy("http", HostPort("proxy.example", 3128), "me", "s3cret-Password")
 NAS = Target("tls", "nas.local", 443, weight=2)
 
 
@@ -85,6 +87,7 @@ CLIENT_CHANGES: list[tuple[ClientConfig, list[Action]]] = [
     (evolve(CLIENT, state_dir=Path("/s")), [restart("state_dir", "none", "/s")]),
     (evolve(CLIENT, limits=Limits(dial_seconds=3.0)), [restart("limits.dial_seconds", "10.0", "3.0")]),
     (evolve(CLIENT, token="another"), [restart("token", "", "")]),
+    (evolve(CLIENT, via=PROXY), [restart("proxy", "none", "http://proxy.example:3128")]),
 ]
 
 

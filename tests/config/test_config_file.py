@@ -46,9 +46,15 @@ CLIENT = f'[[clients]]\nname = "home"\ntoken_sha256 = "{DIGEST}"\n'
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("cert.pem", "key.pem", "ca.pem"):
-        (tmp_path / name).write_text("PEM")
-    (tmp_path / "key.pem").chmod(0o600)
+    certificate, key = made_pair("tunnel.example.com")
+    other = made_pair("other.example.com")[1]
+    made = {"cert.pem": certificate, "key.pem": key, "ca.pem": certificate, "other.pem": other}
+    for name, content in made.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("key.pem", "other.pem"):
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "proxy.auth").touch(0o600)
+    (tmp_path / "proxy.auth").write_text("me:s3cret-Password\n")
     return write_token(tmp_path, TOKEN + "\n").parent
 
 

@@ -232,7 +232,7 @@ max_retries = "forever"
 
 def test_what_init_writes_shows_the_pools_as_they_are_by_default(tmp_path: Path) -> None:
     text = re.sub(r"^#(?=[\[a-z])", "", init_text("client"), flags=re.MULTILINE).replace("ca_file", "#", 1)
-    text = text.replace("cert_file", "#", 1).replace("key_file", "#", 1)
+    text = text.replace("cert_file", "#", 1).replace("key_file", "#", 1).replace("proxy_auth_file", "#", 1)
     config = load(tmp_path, text.replace("token_file", "#", 1))
     assert (config.data_channels, config.proxies[0].pool) == (DATA_CHANNELS, HOT_TARGETS)
     shown = tomllib.loads(text)["data_channels"]

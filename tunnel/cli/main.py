@@ -22,6 +22,7 @@ from tunnel.cli.options import (
     profile_option,
     state_option,
     verbose_option,
+    via_option,
 )
 from tunnel.cli.retry import retry
 from tunnel.cli.status import status
@@ -132,6 +133,7 @@ def serve(
 @click.option("--pin", metavar="sha256:HEX", help="The server's key, as `serve` prints it.")
 @click.option("--cert-file", type=FILE, help="Certificate to show a server that wants one of its clients (PEM).")
 @click.option("--key-file", type=FILE, help="Its key, which nobody else can read.")
+@via_option
 @click.option("--admin", metavar="HOST:PORT", help="Open an admin address for `trio-tunnel status`.")
 @click.option("--once", is_flag=True, help="One session; exit when it ends instead of reconnecting.")
 @click.option("--json", "as_json", is_flag=True, help="Write each status update as one JSON line.")
@@ -141,7 +143,7 @@ def serve(
 @verbose_option
 def connect(
     servers: tuple[str, ...], config: Path | None, proxies: tuple[str, ...], token_file: Path | None, pin: str | None,
-    cert_file: Path | None, key_file: Path | None, admin: str | None, once: bool, as_json: bool,
+    cert_file: Path | None, key_file: Path | None, via: str | None, admin: str | None, once: bool, as_json: bool,
     state_dir: Path | None, profile_dir: Path | None, log_format: Any, verbose: int,
 ) -> None:  # fmt: skip
     """Connect to SERVER and publish services there. Several are addresses of one server.
@@ -159,8 +161,12 @@ def connect(
 
     from tunnel.cli.commands import ProcessOptions, run_connect
     from tunnel.config.file import ClientOptions, load_client
+    from tunnel.config.forward import forward_variables
 
-    said = ClientOptions(servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE), cert_file, key_file)
+    said = ClientOptions(
+        servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE), cert_file, key_file,
+        via=via, environ=forward_variables(),
+    )  # fmt: skip
 
     def load() -> Any:
         loaded = load_client(config, said)

@@ -23,6 +23,12 @@ state_option = click.option(
 verbose_option = click.option("-v", "--verbose", count=True, help="Log more; -vv also what libraries log.")
 format_option = click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 profile_option = click.option("--profile-dir", type=FOLDER, help="On SIGUSR2, write a dump of tasks and figures there.")
+via_option = click.option(
+    "--via",
+    metavar="URL",
+    help="Go out by this proxy: http://, socks5:// or socks5h://HOST:PORT, or env; its user:password in "
+    "TRIO_TUNNEL_PROXY_AUTH.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 admin_option = click.option(
     "--admin",

@@ -15,7 +15,7 @@ from tunnel.client.dialer import Turns, make_dialer
 from tunnel.client.meters import client_meters
 from tunnel.client.patience import Patience
 from tunnel.client.reach import reach
-from tunnel.client.resolver import Resolver
+from tunnel.client.resolver import Resolver, leave_name, look_up
 from tunnel.client.routes import RouteTable
 from tunnel.client.session import ClientSession, Identity
 from tunnel.config import ClientConfig, ProxyConfig
@@ -30,6 +30,8 @@ from tunnel.snapshot import EventStream, SessionView, Snapshot, utc_now
 from tunnel.version import __version__
 
 log = logging.getLogger(__name__)
+
+_FOR_ALL = ("identity_held", "proxy_auth", "proxy_refused")  # refusals that another address would not change
 
 
 @frozen
@@ -51,7 +53,8 @@ class Client:
         self._retry_at: float | None = None
         self._dialer = make_dialer(config)  # may raise: before anything that would have to be closed
         self.engine = Engine(visitor_bound(config.limits), linger=linger, room=Room(socket_bound()))
-        self._resolver = Resolver(config.servers)
+        at_proxy = config.via is not None and config.via.resolves
+        self._resolver = Resolver(config.servers, look_up=leave_name if at_proxy else look_up)
         self._turns = Turns(self._dialer, self._resolver)
         self._routes = RouteTable(config.proxies, dial_seconds=config.limits.dial_seconds)
         self._figures = Figures()  # of the data channels of all sessions
@@ -326,7 +329,7 @@ class Client:
 
 def _is_for_address(why: TunnelError) -> bool:
     """Whether that is the word of one address of the server, and for a person to mend."""
-    return isinstance(why, Refused) and why.trust and why.reason != "identity_held"
+    return isinstance(why, Refused) and why.trust and why.reason not in _FOR_ALL
 
 
 @asynccontextmanager

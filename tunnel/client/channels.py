@@ -146,7 +146,7 @@ class Channels:
         stream = await self._dialer.dial(address, enter)
         try:
             ticket = await self._tickets.take()
-            headers = {"Authorization": f"Bearer {ticket}", "Trio-Tunnel-Place": f"{address.ip}:{address.port}"}
+            headers = {"Authorization": f"Bearer {ticket}", "Trio-Tunnel-Place": address.place}
             stream.push_back(await request_upgrade(stream, str(address.server), "/data", headers))
             # No await until the relay has it: a cancel here would orphan the connection.
             opened = DataChannel(self._lost, self._retire)

@@ -2,7 +2,7 @@
 
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 import trio
@@ -11,7 +11,8 @@ from attrs import Factory, define, frozen
 from tunnel.addresses import HostPort
 from tunnel.certificates import expiry, pair_problem
 from tunnel.client.resolver import Resolver, ServerAddress
-from tunnel.config import ClientConfig
+from tunnel.client.way_out import dial_through
+from tunnel.config import ClientConfig, ForwardProxy
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.faults import Kind, Phase, classify
 from tunnel.sockets import dial_tcp, tunnel_options
@@ -47,7 +48,14 @@ class Dialer:
 
     context: ssl.SSLContext
     pin: bytes | None
+    via: ForwardProxy | None = None
     seen: SeenCertificate = Factory(SeenCertificate)
+
+    async def connect(self, address: ServerAddress) -> socket.socket:
+        """A connected socket, through the proxy if there is one. Raises as `dial_tcp` and `dial_through` do."""
+        if self.via is not None:
+            return await dial_through(self.via, HostPort(address.ip, address.port))
+        return await dial_tcp(HostPort(address.ip, address.port), name=str(address))
 
     async def dial(self, address: ServerAddress, enter: Callable[[Phase], None] = lambda _phase: None) -> TlsStream:
         """A TLS connection whose peer was verified; nothing but the handshake was sent before that.
@@ -56,7 +64,7 @@ class Dialer:
         when the proof is not good. The caller holds the deadline.
         """
         enter(Phase.DIAL)
-        sock = await dial_tcp(HostPort(address.ip, address.port), name=str(address))
+        sock = await self.connect(address)
         enter(Phase.HANDSHAKE)
         return await self.shake_hands(sock, address)
 
@@ -105,7 +113,7 @@ def make_dialer(config: ClientConfig) -> Dialer:
             show_certificate(context, config.cert_file, config.key_file)
         except (OSError, ssl.SSLError) as exc:
             raise TunnelError(pair_problem(config.cert_file, config.key_file)) from exc
-    return Dialer(context, config.pin)
+    return Dialer(context, config.pin, config.via)
 
 
 @frozen
@@ -139,7 +147,7 @@ class Turns:
         """
         turns = self._order(await self._resolver.find())
         addresses = sorted(turns, key=last.__eq__) if last is not None else turns
-        sock, address = await _connect(addresses)
+        sock, address = await _connect(addresses, self._dialer.connect)
         self.avoid(address)  # until it has proven itself: a dial that overlaps this one begins elsewhere
         try:
             reached = Reached(await self._dialer.shake_hands(sock, address), address)
@@ -180,16 +188,19 @@ class Turns:
         return tuple(address for address in turns if not self._is_refused(address)) or turns
 
 
-async def _connect(addresses: Sequence[ServerAddress]) -> tuple[socket.socket, ServerAddress]:
-    """The first that connects; `PeerLost` with a problem of one if none does. Leaves no other socket."""
+async def _connect(
+    addresses: Sequence[ServerAddress], connect: Callable[[ServerAddress], Awaitable[socket.socket]]
+) -> tuple[socket.socket, ServerAddress]:
+    """The first that connects; `PeerLost` with a problem of one if none does, or a proxy's `Refused`. Leaves no other
+    socket."""
     connected: list[tuple[socket.socket, ServerAddress]] = []
-    problems: dict[ServerAddress, PeerLost] = {}
+    problems: dict[ServerAddress, PeerLost | Refused] = {}
 
     async def attempt(address: ServerAddress, ended: trio.Event) -> None:
         try:
-            connected.append((await dial_tcp(HostPort(address.ip, address.port), name=str(address)), address))
+            connected.append((await connect(address), address))
             attempts.cancel_scope.cancel(reason="an address answered")
-        except PeerLost as exc:
+        except (PeerLost, Refused) as exc:
             problems[address] = exc
         finally:
             ended.set()
@@ -206,8 +217,9 @@ async def _connect(addresses: Sequence[ServerAddress]) -> tuple[socket.socket, S
             sock.close()
         raise
     if not connected:
+        refused = [problem for problem in problems.values() if isinstance(problem, Refused)]  # for a person to mend
         told = [problem for problem in problems.values() if classify(problem, Phase.DIAL).kind is not Kind.UNREACHABLE]
-        raise [*told, *problems.values()][0]  # a host without IPv6 must not hide what the others said
+        raise [*refused, *told, *problems.values()][0]  # a host without IPv6 must not hide what the others said
     for sock, _address in connected[1:]:
         sock.close()
     return connected[0]

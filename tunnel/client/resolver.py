@@ -25,6 +25,11 @@ class ServerAddress:
     port: int
     server: HostPort
 
+    @property
+    def place(self) -> str:
+        """What the server may call it, in a header; a name keeps only its ASCII."""
+        return f"{self.ip}:{self.port}".encode("ascii", "replace").decode()
+
     def __str__(self) -> str:
         where = str(HostPort(self.ip, self.port))
         return where if self.ip == self.server.host else f"{where} ({self.server.host})"
@@ -36,6 +41,11 @@ LookUp = Callable[[HostPort], Awaitable[list[str]]]
 async def look_up(server: HostPort) -> list[str]:
     """The numeric addresses of a server's name. Raises `PeerLost`."""
     return (await look_up_name(server.host, name=str(server)))[:MAX_ADDRESSES]
+
+
+async def leave_name(server: HostPort) -> list[str]:
+    """Where a proxy on the way looks names up: a name stands for itself, and is one address to us."""
+    return [server.host]
 
 
 class Resolver:

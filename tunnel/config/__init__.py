@@ -12,6 +12,7 @@ from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 
 DEFAULT_ADMIN = HostPort("127.0.0.1", 8480)
 TLS_VERSIONS = ("1.3", "1.2")  # the least that is spoken; the first is the default
+FORWARD_SCHEMES = ("http", "socks5", "socks5h")
 
 
 @frozen
@@ -157,6 +158,25 @@ class ProxyConfig:
 
 
 @frozen
+class ForwardProxy:
+    """A proxy that the client goes out by: `scheme` is ``http`` (CONNECT), ``socks5`` (the client looks names up) or
+    ``socks5h`` (the proxy does, as with ``http``). Its user and password go to it in the clear."""
+
+    scheme: str
+    where: HostPort
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+    @property
+    def resolves(self) -> bool:
+        """Whether it gets names, and looks them up where it is."""
+        return self.scheme != "socks5"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.where}"
+
+
+@frozen
 class ClientConfig:
     """`trio-tunnel connect`. Trust is `pin` (32 bytes), `ca_file`, both (then both must hold), or the system's CAs.
 
@@ -178,3 +198,4 @@ class ClientConfig:
     cert_file: Path | None = None
     key_file: Path | None = None
     tls_min_version: str = "1.3"  # or "1.2"
+    via: ForwardProxy | None = None  # whom every connection to the server goes through; targets are dialled directly

@@ -6,7 +6,7 @@ know the keys.
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from tunnel.addresses import HostPort, parse_pin
 from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
 from tunnel.config.client_file import MAX_SERVERS, Claim, check_claims, claim_option, take_proxies, take_servers
 from tunnel.config.history import take_history
+from tunnel.config.forward import take_forward_proxy
 from tunnel.config.pools import take_data_channels
 from tunnel.config.sections import (
     blame_repeats,
@@ -39,7 +40,7 @@ TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  the name of a variable
 SERVER_KEYS = ("bind_addr", "bind_port", "listen", "proxy_protocol_from", "clients", "bind_retry")
 CLIENT_KEYS = (
     "server", "servers", "resolve_seconds", "token_file", "pin", "ca_file", "cert_file", "key_file", "data_channels",
-    "proxies",
+    "proxies", "proxy", "proxy_auth_file",
 )  # fmt: skip
 SHARED_KEYS = ("tls", "state_dir", "admin", "limits", "history")
 _NO_SERVER = HostPort("", 0)  # stands in where there is none, which is a mistake: no caller sees it
@@ -74,6 +75,8 @@ class ClientOptions:
     token: str | None = field(default=None, repr=False)
     cert_file: Path | None = None
     key_file: Path | None = None
+    via: str | None = field(default=None, repr=False)
+    environ: Mapping[str, str] = field(factory=dict, repr=False)  # what `forward_variables` takes of it
 
 
 @frozen
@@ -206,8 +209,9 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         remedy = 'add server = "tunnel.example.com:8443"'
         _missing(table, "server", remedy, Spot("SERVER", 0, "", ""), "give HOST:PORT, or a file with -c")
     cert_file, key_file = _pair(table, base, said.options)
+    servers = said.servers or file_servers or (_NO_SERVER,)
     return ClientConfig(
-        servers=said.servers or file_servers or (_NO_SERVER,),
+        servers=servers,
         token=_token(table, base, said.options, need_token=need_token),
         pin=said.pin or file_pin,
         ca_file=take_file(table, "ca_file", base),
@@ -221,6 +225,7 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         cert_file=cert_file,
         key_file=key_file,
         tls_min_version=take_min_version(table.table("tls")),
+        via=take_forward_proxy(table, base, said.options.via, said.options.environ, servers),
     )
 
 

@@ -24,7 +24,8 @@ MAX_SHOWN = 80  # characters of a value in a message
 MAX_SYNTAX_MISTAKES = 20  # then it is no TOML at all
 MAX_PROBLEM = 240  # characters; the parsers repeat the value they refuse, however long
 _NOWHERE = Place(0)
-_SECRET = re.compile(r"token|secret|passw|credential", re.IGNORECASE)
+_SECRET = re.compile(r"token|secret|passw|credential|\burl\b", re.IGNORECASE)
+_URL_WITH_PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 T = TypeVar("T")
@@ -238,6 +239,8 @@ def show_path(path: KeyPath) -> str:
 def show_value(written: str, path: KeyPath = ()) -> str:
     """The value as written, on one line, and no secret: people put tokens under the wrong key, too."""
     name = next((key for key in reversed(path) if isinstance(key, str)), "")
+    if _URL_WITH_PASSWORD.search(written):
+        return NOT_SHOWN
     in_the_open = name.endswith("_file") and not looks_like_token(written.strip("\"'"))
     if written and not in_the_open and (_SECRET.search(name) or (written[0] in "[{" and _SECRET.search(written))):
         return NOT_SHOWN

@@ -154,6 +154,11 @@ token_file = "home.token"
 #cert_file = "cert.pem"
 #key_file = "key.pem"
 
+# A proxy to go out by, where nobody gets out without: http:// (CONNECT), socks5://, or socks5h:// (which looks names up
+# itself); "env" takes the one of HTTPS_PROXY or ALL_PROXY. Its user:password stands in a file that only you can read.
+#proxy = "http://proxy.example:3128"
+#proxy_auth_file = "proxy.auth"
+
 #state_dir = "/var/lib/trio-tunnel"
 
 # One entry for each service.

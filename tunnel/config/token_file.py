@@ -42,16 +42,21 @@ def read_token_file(path: Path) -> str:
 
     Raises ConfigError; its cause is the OSError when the file could not be read at all.
     """
+    return check_token(read_secret_line(path), show_file(path))  # any byte over 0x7e is refused there
+
+
+def read_secret_line(path: Path, *, what: str = "the token") -> str:
+    """What stands in a secret's file, byte for byte as Latin-1; raises as `read_token_file`."""
     source = show_file(path)
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode  # of what was opened: the name may stand for another file by now
             raw = file.read(MAX_TOKEN_BYTES + 1024)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
-        raise ConfigError(Mistake(source, 0, "", "", *_why_unread(path, exc))) from exc
+        raise ConfigError(Mistake(source, 0, "", "", *_why_unread(path, exc, what))) from exc
     if (found := _exposed(path, mode, group=False)) is not None:
         raise ConfigError(Mistake(source, 0, "", "", *found))
-    return check_token(raw.decode("latin-1"), source)  # any byte over 0x7e is refused there
+    return raw.decode("latin-1")
 
 
 def exposed(path: Path, *, group: bool = False) -> tuple[str, str] | None:
@@ -90,10 +95,10 @@ def looks_like_token(text: str) -> bool:
     return bool(_LIKE_A_TOKEN.fullmatch(text))
 
 
-def _why_unread(path: Path, exc: Exception) -> tuple[str, str]:
+def _why_unread(path: Path, exc: Exception, what: str) -> tuple[str, str]:
     if looks_like_token(path.name) and isinstance(exc, FileNotFoundError):
-        return "names no file and looks like a token itself", "write the token to a file and give the file's name"
+        return "names no file and looks like a token itself", f"write {what} to a file and give the file's name"
     if isinstance(exc, FileNotFoundError):
-        return "there is no such file", "write the token there, with `umask 077`, or give another file"
+        return "there is no such file", f"write {what} there, with `umask 077`, or give another file"
     why = exc.strerror if isinstance(exc, OSError) else None
     return f"cannot be read: {why or exc}", "give a file that this user can read"
