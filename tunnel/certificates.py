@@ -99,6 +99,31 @@ def pair_problem(cert_file: Path, key_file: Path) -> str:
     return f"{pair}: they do not belong together, or one is damaged; put both there as they were issued"
 
 
+def pair_unfit(cert_file: Path, key_file: Path) -> tuple[str, str] | None:
+    """What is wrong with a certificate and its key, and the remedy; None where they can be used. Reads both."""
+    import ssl  # for who has such files; `status` need not load OpenSSL
+
+    try:
+        # An encrypted key gets an empty password: it fails, instead of asking on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert_file, key_file, password="")
+    except (OSError, ValueError):  # SSLError is an OSError
+        problem, _, remedy = pair_problem(cert_file, key_file).rpartition("; ")
+        return problem, remedy
+    return None
+
+
+def ca_problem(path: Path) -> tuple[str, str] | None:
+    """The same for certificates of those to trust."""
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except (OSError, ValueError) as exc:
+        why = getattr(exc, "reason", None) or exc
+        return f"holds no certificate that can be used ({why})", "put the CA's certificate there, in PEM form"
+    return None
+
+
 def make_self_signed(hosts: Iterable[str], *, key_pem: bytes | None = None) -> tuple[bytes, bytes]:
     """A certificate for `hosts` (names or IP literals; this machine's own always too) and its key, both PEM.
 

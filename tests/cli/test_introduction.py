@@ -1,5 +1,6 @@
 """What `serve` says at its start: which addresses the line to paste names, and who can log in."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -97,3 +98,23 @@ def test_a_full_disk_behind_standard_output_ends_a_start_only_where_a_token_woul
     assert caplog.messages == [
         "cannot write to standard output (No space left on device); give it somewhere to go; serving all the same"
     ]
+
+
+def test_all_of_it_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Raw(io.RawIOBase):
+        """Standard output as with PYTHONUNBUFFERED: each write is a system call."""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            written.append(bytes(data).decode())
+            return len(data)
+
+    written: list[str] = []
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(cast("Any", Raw()), write_through=True))
+    _announced(ServerConfig(state_dir=tmp_path), tmp_path, introduce=True)
+    (only,) = written
+    first, last = only.splitlines()
+    assert first.startswith("TRIO_TUNNEL_TOKEN=")
+    assert last == "listening on 127.0.0.1:8443"

@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from tunnel.addresses import HostPort, PortRange, Target
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
+from tunnel.certificates import make_self_signed
 from tunnel.config import DATA_CHANNELS, ClientConfig, Grant, HealthCheck, Limits, ProxyConfig, ServerConfig
 from tunnel.config.file import (
     CLIENT_KEYS,
@@ -42,6 +44,11 @@ TOKEN = "s3cret-Token_of-43-characters-0123456789abcd"
 SERVER = 'server = "tunnel.example.com"\n'
 PROXY = '[[proxies]]\nname = "web"\npublish_port = 8001\ntarget = "8080"\n'
 CLIENT = f'[[clients]]\nname = "home"\ntoken_sha256 = "{DIGEST}"\n'
+
+
+@cache
+def made_pair(host: str) -> tuple[bytes, bytes]:
+    return make_self_signed([host])
 
 
 @pytest.fixture
@@ -291,7 +298,7 @@ def test_a_file_with_seven_different_mistakes_tells_all_of_them_with_their_lines
     assert [str(mistake) for mistake in check_file(path).mistakes] == [
         f"{path}:1: bind_prot: 8443: is not a key here; did you mean bind_port?",
         f'{path}:2: bind_port: "8443": is a text, not a whole number; write 8443, without quotes',
-        f"{path}:3: tls.key_file: is missing; "
+        f"{path}:4: tls.key_file: is missing; "
         "add key_file, or take cert_file away and the server makes a certificate itself",
         f'{path}:8: clients[0].allow_ports[1]: "99999": is not a port; write a number from 1 to 65535',
         f"{path}:9: clients[1].token_sha256: is missing; add the line that `trio-tunnel token new NAME` prints",
@@ -329,10 +336,12 @@ SERVER_MISTAKES = [
     ('state_dir = "cert.pem"', 1, "state_dir", "is not a directory"),
     ('state_dir = "a\\u0000b"', 1, "state_dir", "is blank or has control characters"),
     ("tls = 1", 1, "tls", "is a number, not a table"),
-    ('[tls]\nkey_file = "key.pem"', 1, "tls.cert_file", "is missing"),
+    ('[tls]\nmin_version = "1.2"\nkey_file = "key.pem"', 3, "tls.cert_file", "is missing"),
     ('tls = { cert_file = "no.pem", key_file = "key.pem" }', 1, "tls.cert_file", "names no file"),
     ('[tls]\ncert_file = "cert.pem"\nkey_file = "."', 3, "tls.key_file", "does not name a file"),
     ('[tls]\ncert_file = "cert.pem"\nkey_file = "ca.pem"', 3, "tls.key_file", "can be read by others (mode 0644)"),
+    ('[tls]\nkey_file = "other.pem"\ncert_file = "cert.pem"', 2, "tls.key_file", "the certificate "),
+    ('[tls]\nclient_ca_file = "key.pem"', 2, "tls.client_ca_file", "holds no certificate that can be used"),
     ('[tls]\nclient_ca_file = "no.pem"', 2, "tls.client_ca_file", "names no file"),
     ('[tls]\nmin_version = "1.1"', 2, "tls.min_version", "is no TLS version"),
     ("[tls]\nmin_version = 1.3", 2, "tls.min_version", "is a number, not a text"),
@@ -447,8 +456,10 @@ CLIENT_MISTAKES = [
     (SERVER + "token_file = 1", 2, "token_file", "is a number, not a text"),
     (SERVER + 'pin = "sha256:00"', 2, "pin", "is not a pin"),
     (SERVER + 'ca_file = "no.pem"', 2, "ca_file", "names no file"),
-    (SERVER + 'cert_file = "cert.pem"', 0, "key_file", "is missing"),
-    (SERVER + 'key_file = "key.pem"', 0, "cert_file", "is missing"),
+    (SERVER + 'cert_file = "cert.pem"', 2, "key_file", "is missing"),
+    (SERVER + 'key_file = "key.pem"', 2, "cert_file", "is missing"),
+    (SERVER + 'cert_file = "cert.pem"\nkey_file = "other.pem"', 3, "key_file", "the certificate "),
+    (SERVER + 'ca_file = "other.pem"', 2, "ca_file", "holds no certificate that can be used"),
     (SERVER + 'cert_file = "cert.pem"\nkey_file = "ca.pem"', 3, "key_file", "can be read by others (mode 0644)"),
     (SERVER + '[tls]\ncert_file = "cert.pem"', 3, "tls.cert_file", "is not a key here"),
     (SERVER + "data_channels = 0", 2, "data_channels", "is out of range"),
@@ -911,6 +922,29 @@ def test_no_secret_is_ever_shown(folder: Path) -> None:
     assert len(found) > 8
     assert TOKEN not in repr(found)
     assert TOKEN not in repr(ClientOptions(token=TOKEN))
+
+
+AS_ISSUED = "put both there as they were issued"
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "problem", "remedy"),
+    [
+        ("cert.pem", "other.pem", "they do not belong together, or one is damaged", AS_ISSUED),
+        ("key.pem", "key.pem", "{cert} holds no certificate", "put one there in PEM form, this side's own first"),
+        ("cert.pem", "cert.pem", "{key} holds no private key", "put the certificate's there, in PEM form"),
+    ],
+)
+def test_a_certificate_and_a_key_that_do_not_match_are_a_mistake_of_the_file(
+    cert: str, key: str, problem: str, remedy: str, folder: Path
+) -> None:
+    (folder / "cert.pem").chmod(0o600)
+    path = write(folder, f'[tls]\ncert_file = "{cert}"\nkey_file = "{key}"\n')
+    pair = f"the certificate {folder / cert} cannot be used with the key {folder / key}"
+    told = f"{pair}: {problem.format(cert=folder / cert, key=folder / key)}"
+    expected = Mistake(str(path), 3, "tls.key_file", f'"{key}"', told, remedy)
+    assert check_file(path, "server").mistakes == (expected,)
+    assert error_of(load_server, path) == (expected,)
 
 
 def test_a_key_this_user_cannot_read_is_only_a_warning_for_check(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def announce(server: Server, config: ServerConfig, *, introduce: bool, public_ho
         log.info("clients can verify this server by its pin: %s", pin)
         _look_for_clients(config, config.state_dir)
     try:
-        print("\n".join(lines), flush=True)  # noqa: T201
+        _write("".join(f"{line}\n" for line in lines))
     except OSError as exc:
         sys.stdout = None  # or the interpreter tries once more at exit, and complains
         word = f"cannot write to standard output ({exc.strerror}); give it somewhere to go"
@@ -43,6 +43,14 @@ def announce(server: Server, config: ServerConfig, *, introduce: bool, public_ho
             StateDir.open(config.state_dir).revoke_token(FIRST_CLIENT)
             raise TunnelError(word) from exc
         log.warning("%s; serving all the same", word)  # what stands there is known, and a full disk is no end
+
+
+def _write(text: str) -> None:
+    """In one piece, which `print` does not, where standard output is unbuffered (PYTHONUNBUFFERED): who reads the first
+    line has the others, too."""
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def _look_for_clients(config: ServerConfig, state_dir: Path) -> None:

@@ -21,7 +21,7 @@ from tunnel.config.pools import take_data_channels
 from tunnel.config.sections import (
     blame_repeats,
     take_admin,
-    take_file,
+    take_ca_file,
     take_limits,
     take_min_version,
     take_pair,
@@ -214,7 +214,7 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         servers=servers,
         token=_token(table, base, said.options, need_token=need_token),
         pin=said.pin or file_pin,
-        ca_file=take_file(table, "ca_file", base),
+        ca_file=take_ca_file(table, "ca_file", base),
         proxies=_merge(table.findings, take_proxies(table), said.claims),
         admin=file_admin if said.options.admin is None else said.admin,
         state_dir=take_state_dir(table, base),

@@ -12,7 +12,9 @@ from attrs import evolve, fields
 
 from tunnel.addresses import HostPort
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
+from tunnel.certificates import ca_problem, pair_unfit
 from tunnel.config import TLS_VERSIONS, Limits
+from tunnel.config.credentials import as_passed
 from tunnel.config.table import Spot, Table
 from tunnel.config.token_file import exposed
 from tunnel.config.values import DAY, MAX_COUNT, Reader, admin_listen, number, one_of, or_word, path_from, whole
@@ -41,10 +43,11 @@ _ABSENT = object()  # None is a value of `max_retries`
 
 
 def take_file(table: Table, key: str, base: Path) -> Path | None:
-    """The path at `key`, of a file that must be there and be readable."""
+    """The path at `key`, of a file that must be there and be readable; where systemd passed it, of what it passed."""
     path = table.take(key, path_from(base), None)
     if path is None:
         return None
+    path = as_passed(path)
     try:
         is_file = stat.S_ISREG(path.stat().st_mode)
     except PermissionError:
@@ -70,14 +73,29 @@ def take_key_file(table: Table, key: str, base: Path, *, group: bool = False) ->
     return path
 
 
+def take_ca_file(table: Table, key: str, base: Path) -> Path | None:
+    """As `take_file`, of certificates to trust."""
+    path = take_file(table, key, base)
+    if path is not None and os.access(path, os.R_OK) and (problem := ca_problem(path)) is not None:
+        table.blame(key, *problem)
+        return None
+    return path
+
+
 def take_pair(
     table: Table, base: Path, keys: tuple[str, str] = PAIR, *, group: bool = False, without: str
 ) -> tuple[Path | None, Path | None]:
     """A certificate's file and its key's, both or neither; `without` says what happens where there is neither."""
     for one, other in (keys, keys[::-1]):
         if one in table and other not in table:
-            table.missing(other, f"add {other}, or take {one} away{without}")
-    return take_file(table, keys[0], base), take_key_file(table, keys[1], base, group=group)
+            table.missing(other, f"add {other}, or take {one} away{without}", beside=one)
+    cert_file, key_file = take_file(table, keys[0], base), take_key_file(table, keys[1], base, group=group)
+    if cert_file is None or key_file is None:
+        return cert_file, key_file
+    is_readable = os.access(cert_file, os.R_OK) and os.access(key_file, os.R_OK)  # else that has been told
+    if is_readable and (problem := pair_unfit(cert_file, key_file)) is not None:
+        table.blame(keys[1], *problem)
+    return cert_file, key_file
 
 
 def take_min_version(section: Table | None) -> str:

@@ -17,7 +17,7 @@ from tunnel.config.sections import (
     take_addresses,
     take_admin,
     take_bind_retry,
-    take_file,
+    take_ca_file,
     take_limits,
     take_min_version,
     take_pair,
@@ -49,7 +49,7 @@ def read_server(table: Table, base: Path) -> ServerConfig:
         admin_required=admin_is_asked_for(table),
         limits=take_limits(table),
         history=take_history(table, base),
-        client_ca_file=None if tls is None else take_file(tls, "client_ca_file", base),
+        client_ca_file=None if tls is None else take_ca_file(tls, "client_ca_file", base),
         tls_min_version=take_min_version(tls),
     )
 

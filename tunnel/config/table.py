@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
+from tunnel.config.credentials import as_passed
 from tunnel.config.token_file import NOT_SHOWN, looks_like_token
 from tunnel.config.toml_lines import KeyPath, Place, find_places
 from tunnel.config.values import Reader, array, mapping
@@ -143,13 +144,12 @@ class Table:
             self.missing(key, f"add {example}")
         return self.take(key, read, None)
 
-    def missing(self, key: str, remedy: str) -> None:
-        """A mistake at the table's own line."""
+    def missing(self, key: str, remedy: str, *, beside: str = "") -> None:
+        """A mistake at the table's own line, or at that of the key it belongs `beside`."""
         if self.findings.partial:
             return
-        there = self.spot()
-        path = f"{there.path}.{key}" if there.path else key
-        self.findings.mistakes.append(Mistake(self.file, there.line, path, "", "is missing", remedy))
+        line = self.spot(*filter(None, [beside])).line
+        self.findings.mistakes.append(Mistake(self.file, line, self.spot(key).path, "", "is missing", remedy))
 
     def many(self, key: str, read: Reader[T], default: D) -> tuple[T, ...] | D:
         """The elements of an array. Each wrong one is a mistake at its own place, and left out."""
@@ -250,7 +250,7 @@ def show_value(written: str, path: KeyPath = ()) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with as_passed(path).open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         why = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc

@@ -9,6 +9,7 @@ import shlex
 import stat
 from pathlib import Path
 
+from tunnel.config.credentials import as_passed, credentials_folder
 from tunnel.errors import ConfigError, Mistake
 
 MAX_TOKEN_BYTES = 4096  # it travels in an HTTP head of at most 16 KiB; ours have 43 characters
@@ -47,7 +48,7 @@ def read_token_file(path: Path) -> str:
 
 def read_secret_line(path: Path, *, what: str = "the token") -> str:
     """What stands in a secret's file, byte for byte as Latin-1; raises as `read_token_file`."""
-    source = show_file(path)
+    source, path = show_file(path), as_passed(path)
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode  # of what was opened: the name may stand for another file by now
@@ -81,8 +82,8 @@ def _exposed(path: Path, mode: int, *, group: bool) -> tuple[str, str] | None:
 def _is_credential(path: Path) -> bool:
     """Whether it is one of those that systemd passes to this service alone: the group's bit of their mode shows only
     that an ACL names this user."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    return os.path.isabs(folder) and path.resolve().is_relative_to(Path(folder).resolve())
+    folder = credentials_folder()
+    return folder is not None and path.resolve().is_relative_to(folder.resolve())
 
 
 def show_file(path: Path) -> str:
