@@ -1,12 +1,16 @@
 """The HTTP head under its caps: what is no head is our own error, and a refusal arrives whatever was unread."""
 
 import json
+import time
+from email.utils import formatdate
+from functools import partial
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunnel import upgrade
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError
 from tunnel.upgrade import (
     MAX_HEAD_BYTES,
@@ -199,3 +203,10 @@ async def test_too_many_requests_is_for_a_person_where_the_token_is_what_is_wron
     with pytest.raises(Refused) as caught:
         await request_upgrade(Pieces(stream.sent), "here", "/control", {})
     assert (caught.value.reason, caught.value.trust) == (reason, trust)
+
+
+@pytest.mark.parametrize("seconds", [0, 951_827_696, 1_795_132_799, 1_796_083_200])
+def test_the_date_is_what_http_wants(seconds, monkeypatch):
+    """`trio-tunnel doctor` compares it with its own clock."""
+    monkeypatch.setattr(upgrade.time, "gmtime", partial(time.gmtime, seconds))
+    assert upgrade.http_date() == formatdate(seconds, usegmt=True)

@@ -25,7 +25,7 @@ from tunnel.errors import PeerLost, RemoteProtocolError
 from tunnel.fragments import FragmentBound
 from tunnel.messages import MAX_MESSAGE_BYTES, Message, decode, encode
 from tunnel.tls import TlsStream
-from tunnel.upgrade import refusal
+from tunnel.upgrade import http_date, refusal
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ async def open_server_control(stream: TlsStream) -> AsyncIterator[ControlChannel
         request = await trio_websocket.wrap_server_stream(
             home, _Followed(stream), max_message_size=MAX_MESSAGE_BYTES, receive_buffer_size=RECEIVE_BYTES
         )
-        return await request.accept()
+        return await request.accept(extra_headers=[(b"Date", http_date().encode())])
 
     async with _open(stream, wrap) as channel:
         yield channel

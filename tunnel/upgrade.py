@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 
 import h11
@@ -18,6 +19,8 @@ from tunnel.tls import TlsStream
 
 MAX_HEAD_BYTES = 16 * 1024  # design §8
 MAX_REFUSAL_BYTES = 16 * 1024
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 
 
@@ -94,12 +97,19 @@ def accept_key(key: str) -> str:
     ).decode()
 
 
+def http_date() -> str:
+    """Now, as HTTP writes it (`email.utils` would be a megabyte, and `strftime` goes by the locale)."""
+    now = time.gmtime()
+    day, month = _DAYS[now.tm_wday], _MONTHS[now.tm_mon - 1]
+    return f"{day}, {now.tm_mday:02} {month} {now.tm_year} {now.tm_hour:02}:{now.tm_min:02}:{now.tm_sec:02} GMT"
+
+
 def switching_protocols(head: Head) -> bytes:
     """The 101 answer to a WebSocket upgrade."""
     accept = accept_key(head.headers["sec-websocket-key"])
     return (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\nDate: {http_date()}\r\n\r\n"
     ).encode()
 
 
@@ -110,7 +120,8 @@ async def refuse(stream: TlsStream, status: int, reason: str, message: str, *, r
     wait = "" if retry_after is None else f"Retry-After: {retry_after}\r\n"
     head = (
         f"HTTP/1.1 {status} {_PHRASES.get(status, 'Refused')}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\nCache-Control: no-store\r\n{wait}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\nCache-Control: no-store\r\n"
+        f"Date: {http_date()}\r\n{wait}\r\n"
     )
     try:
         await stream.send_all(head.encode() + body)

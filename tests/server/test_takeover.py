@@ -56,6 +56,26 @@ def verdict(steps: Any, answer: bool) -> str | None:
     return end.value.value
 
 
+def test_one_that_yields_disturbs_no_holder_not_even_one_like_it() -> None:
+    for holder_yields in (False, True):
+        registry: Registry[str] = Registry()
+        registry.enter(LAB, "old", instance="a", epoch=7, since="noon", yields=holder_yields)
+        with pytest.raises(StopIteration) as end:
+            next(take_over(registry, LAB, "b", 1, yields=True))
+        assert end.value.value == f"client '{LAB}' is connected from another process since noon; it was not disturbed"
+
+
+def test_one_that_yields_has_what_nobody_holds_and_gives_it_to_whoever_comes_unasked() -> None:
+    registry: Registry[str] = Registry()
+    with pytest.raises(StopIteration) as end:
+        next(take_over(registry, LAB, "a", 1, yields=True))
+    assert end.value.value is None
+    registry.enter(LAB, "doctor", instance="a", epoch=1, since="noon", yields=True)
+    _, step = begin(registry, "b", 1)
+    assert isinstance(step, End)
+    assert step.holder.session == "doctor"
+
+
 def test_a_holder_that_answers_keeps_it_and_the_newcomer_is_told_since_when() -> None:
     registry: Registry[str] = Registry()
     registry.enter(LAB, "old", instance="a", epoch=7, since="noon")

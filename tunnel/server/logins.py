@@ -81,11 +81,14 @@ class Logins:
             await stranger.refuse(stream, 400, "bad_request", word)
             return
         stranger.login()
-        newcomer = _Newcomer(grant, instance, int(epoch), head.headers.get("trio-tunnel-session"), stranger.source)
+        newcomer = _Newcomer(
+            grant, instance, int(epoch), head.headers.get("trio-tunnel-session"), stranger.source,
+            yields="trio-tunnel-yields" in head.headers,
+        )  # fmt: skip
         with log_fields(client=grant.name):
             refusal = self._why_too_often(grant.name, stranger) or await self._judge(newcomer)
             if refusal is not None:
-                if refusal.reason == "identity_held":
+                if refusal.reason == "identity_held" and not newcomer.yields:
                     stranger.tell(logging.WARNING, "a login from %s is refused: %s", refusal.message)
                 await stranger.refuse(stream, refusal.status, refusal.reason, refusal.message)
                 return
@@ -127,11 +130,12 @@ class Logins:
         with self._engine.attach(max_streams=grant.max_visitors) as relay:
             session = Session(
                 grant=grant, config=self._config, registry=self._registry, relay=relay,
-                events=self._events, remember_port=self._remember_port,
+                events=self._events, remember_port=None if newcomer.yields else self._remember_port,
             )  # fmt: skip
             self._registry.enter(
-                grant.name, session, instance=newcomer.instance, epoch=newcomer.epoch, since=session.since
-            )
+                grant.name, session, instance=newcomer.instance, epoch=newcomer.epoch, since=session.since,
+                yields=newcomer.yields,
+            )  # fmt: skip
             self._sessions[session] = None
             self._events.publish("session.started", client=grant.name, peer=newcomer.peer)
             began = trio.current_time()
@@ -173,7 +177,7 @@ class Logins:
     async def _make_room(self, newcomer: "_Newcomer") -> "_Refusal | None":
         """Settle whose the identity is. None: the newcomer's, or the server drains; otherwise why not."""
         name = newcomer.grant.name
-        steps = take_over(self._registry, name, newcomer.instance, newcomer.epoch)
+        steps = take_over(self._registry, name, newcomer.instance, newcomer.epoch, yields=newcomer.yields)
         answer: bool | None = None  # a generator begins with it
         while not self.is_draining:
             try:
@@ -195,13 +199,17 @@ class Logins:
 
 @frozen
 class _Newcomer:
-    """Who shows a good token: a process (`instance`) in its `epoch`, and the living session it wants to attach to."""
+    """Who shows a good token: a process (`instance`) in its `epoch`, and the living session it wants to attach to.
+
+    One that `yields` only looks, and gives way to whoever comes.
+    """
 
     grant: Grant
     instance: str
     epoch: int
     wanted: str | None
     peer: str = ""
+    yields: bool = False
 
 
 @frozen

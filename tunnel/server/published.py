@@ -33,7 +33,7 @@ class Published:
         relay: RelaySession,
         outbox: Outbox,
         events: EventStream,
-        remember_port: Callable[[str, str, int], None],
+        remember_port: Callable[[str, str, int], None] | None,
     ) -> None:
         self.grant = grant
         self.proxies: dict[str, Proxy] = {}
@@ -139,8 +139,9 @@ class Published:
         publication.listener = listener
         self._listeners[listener] = spec.name
         listener.on_closed = lambda: self._listeners.pop(listener, None)
-        if spec.publish_port == 0 and self._registry.choose_port(self._client, spec.name, address.port):
-            self._remember_port(self._client, spec.name, address.port)
+        remember = None if spec.publish_port else self._remember_port
+        if remember is not None and self._registry.choose_port(self._client, spec.name, address.port):
+            remember(self._client, spec.name, address.port)
         return publication
 
     def _report(self, proxy: Proxy) -> None:

@@ -23,6 +23,7 @@ class Holder(Generic[S]):
     instance: str
     epoch: int
     since: str
+    yields: bool = False  # to whoever comes: it only looks (`trio-tunnel doctor`)
 
 
 @frozen
@@ -74,18 +75,22 @@ class Registry(Generic[S]):
     def holder(self, client: str) -> Holder[S] | None:
         return self._holders.get(client)
 
-    def claim(self, client: str, instance: str, epoch: int) -> "Claim[S]":
+    def claim(self, client: str, instance: str, epoch: int, *, yields: bool = False) -> "Claim[S]":
         """What a newcomer may do: enter, replace the holder at once, wait for the holder's sign of life, or go."""
         holder = self._holders.get(client)
         if holder is None:
             return Claim("enter")
+        if yields:
+            return Claim("held", holder)
+        if holder.yields:
+            return Claim("replace", holder)
         if holder.instance != instance:
             return Claim("contest", holder)
         return Claim("replace" if epoch > holder.epoch else "stale", holder)
 
-    def enter(self, client: str, session: S, *, instance: str, epoch: int, since: str) -> None:
+    def enter(self, client: str, session: S, *, instance: str, epoch: int, since: str, yields: bool = False) -> None:
         """The identity is this session's from now on."""
-        self._holders[client] = Holder(session, client, instance, epoch, since)
+        self._holders[client] = Holder(session, client, instance, epoch, since, yields)
 
     def leave(self, session: S) -> None:
         """The session is over: its identity (unless a newer one has it) and tickets are free."""
@@ -142,7 +147,8 @@ class Registry(Generic[S]):
 
 @frozen
 class Claim(Generic[S]):
-    """`verdict`: ``enter``, ``replace``, ``contest`` (another process holds it), ``stale`` (an older epoch knocks)."""
+    """`verdict`: ``enter``, ``replace``, ``contest`` (another process holds it), ``stale`` (an older epoch knocks),
+    ``held`` (one that yields is not to disturb the holder)."""
 
     verdict: str
     holder: Holder[S] | None = None

@@ -60,7 +60,7 @@ class Session:
         registry: "Registry[Session]",
         relay: RelaySession,
         events: EventStream,
-        remember_port: Callable[[str, str, int], None],
+        remember_port: Callable[[str, str, int], None] | None,
     ) -> None:
         self.id = secrets.token_hex(8)
         self.client = grant.name

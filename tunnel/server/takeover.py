@@ -2,6 +2,9 @@
 
 The same process with a higher epoch takes its own old session's place at once. Another process has to wait for the
 holder's sign of life: with one it is refused, without one the holder is replaced. Two that live never take turns.
+
+One that yields (`trio-tunnel doctor`) only ever has what nobody holds: no holder is asked for its sake, and whoever
+comes has its place at once.
 """
 
 from collections.abc import Generator
@@ -32,7 +35,7 @@ Step = Ask[S] | End[S]
 
 
 def take_over(
-    registry: Registry[S], client: str, instance: str, epoch: int
+    registry: Registry[S], client: str, instance: str, epoch: int, *, yields: bool = False
 ) -> Generator[Step[S], bool | None, str | None]:
     """Yields what is to be done; returns None once the identity is the newcomer's, who must enter before any await,
     or why it is not.
@@ -40,13 +43,15 @@ def take_over(
     Who it belongs to is asked again after every step, for it may have changed meanwhile.
     """
     while True:
-        claim = registry.claim(client, instance, epoch)
+        claim = registry.claim(client, instance, epoch, yields=yields)
         holder = claim.holder
         if holder is None:
             return None
         if claim.verdict == "stale":
             return f"client '{client}' already has a newer session of this very process"
+        word = f"client '{client}' is connected from another process since {holder.since}"
+        if claim.verdict == "held":
+            return f"{word}; it was not disturbed"
         if claim.verdict == "contest" and (yield Ask(holder)):
-            word = f"client '{client}' is connected from another process since {holder.since}"
             return f"{word}; stop that one, or use another token here"
         yield End(holder)
