@@ -2,12 +2,14 @@
 
 import pytest
 
+from tunnel.addresses import HostPort
 from tunnel.admin.http import Request
 from tunnel.admin.site import AdminSource
 from tunnel.client.session import Identity
 from tunnel.config import ClientConfig, Grant, ServerConfig
 from tunnel.config.diff import SetClients, diff
 from tunnel.config.file import ClientOptions
+from tunnel.config.receivers import Email, Webhook
 from tunnel.messages import Tickets, Welcome
 from tunnel.upgrade import Head
 
@@ -28,6 +30,8 @@ HOLDERS = [
     AdminSource("server", lambda: iter(()), bool, lambda name: [], SECRET),
     Welcome("s", "lab", (SECRET,), 10.0),
     Tickets((SECRET,)),
+    Webhook(f"https://example.com/{SECRET}", SECRET.encode(), (("Authorization", SECRET),)),
+    Email(HostPort("smtp.example.com", 587), "a@b", ("c@d",), username="a", password=SECRET),
 ]
 
 

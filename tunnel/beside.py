@@ -16,9 +16,11 @@ from tunnel.admin.metrics import Metrics
 from tunnel.admin.openapi import openapi_route
 from tunnel.admin.recent import recent_route
 from tunnel.admin.site import AdminSource, bind_admin, serve_admin
+from tunnel.attached import Attached
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.history.place import history_file
 from tunnel.meters import Meters
+from tunnel.notices.board import Board
 from tunnel.snapshot import EventStream, SessionView, Snapshot
 from tunnel.state import StateDir
 
@@ -29,6 +31,7 @@ class Source(Protocol):
     """What a `Server` and a `Client` have in common for whoever looks at them. All is synchronous and quick."""
 
     events: EventStream
+    attached: Attached[Any]
 
     def snapshot(self) -> Snapshot: ...
 
@@ -52,6 +55,7 @@ async def start_beside(side: trio.Nursery, config: ServerConfig | ClientConfig, 
     """
     await _start_admin(side, config, source)
     await _start_history(side, config, source)
+    _start_notices(side, config, source)
 
 
 async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
@@ -84,6 +88,14 @@ async def _start_history(side: trio.Nursery, config: ServerConfig | ClientConfig
     said = config.history
     keeping = Keeping(path=path, own=said.file is None, max_age_days=said.max_age_days, max_rows=said.max_rows)
     await side.start(run_history, source, keeping, name="history")
+
+
+def _start_notices(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
+    """Also where there are none: a changed configuration may have some."""
+    board = Board(source, config.notices)
+    source.attached.figures["notices"] = board.stats
+    source.attached.appliers.append(lambda config: board.apply(config.notices))
+    side.start_soon(board.run, name="notices")
 
 
 def _admin_token(config: ServerConfig | ClientConfig) -> str:

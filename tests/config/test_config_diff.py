@@ -19,6 +19,7 @@ from tunnel.config import (
     Grant,
     HealthCheck,
     Limits,
+    NoticeConfig,
     PoolConfig,
     ProxyConfig,
     ServerConfig,
@@ -30,6 +31,7 @@ from tunnel.config.diff import (
     SetBindRetry,
     SetClients,
     SetDataChannels,
+    SetNotices,
     SetProxy,
     SetResolveSeconds,
     SetServers,
@@ -38,6 +40,7 @@ from tunnel.config.diff import (
     applied,
     diff,
 )
+from tunnel.config.receivers import Webhook
 
 TOKEN = "s3cret-Token"
 HERE = HostPort("a.example", 8443)
@@ -46,6 +49,7 @@ SSH = ProxyConfig("ssh", HostPort("0.0.0.0", 8022), (Target("tcp", "127.0.0.1", 
 CLIENT = ClientConfig((HERE,), TOKEN, pin=bytes(32), proxies=(WEB, SSH))
 SERVER = ServerConfig(clients=(Grant("home", b"\xaa" * 32),))
 CHECK = HealthCheck("http")
+OPS = NoticeConfig("ops", Webhook("https://hooks.example/s3cret-Token", b"s3cret-Token", (("X", "s3cret-Token"),)))
 PROXY = ForwardProxy("http", HostPort("proxy.example", 3128), "me", "s3cret-Password")
 NAS = Target("tls", "nas.local", 443, weight=2)
 
@@ -87,6 +91,7 @@ CLIENT_CHANGES: list[tuple[ClientConfig, list[Action]]] = [
     (evolve(CLIENT, state_dir=Path("/s")), [restart("state_dir", "none", "/s")]),
     (evolve(CLIENT, limits=Limits(dial_seconds=3.0)), [restart("limits.dial_seconds", "10.0", "3.0")]),
     (evolve(CLIENT, token="another"), [restart("token", "", "")]),
+    (evolve(CLIENT, notices=(OPS,)), [SetNotices((OPS,))]),
     (evolve(CLIENT, via=PROXY), [restart("proxy", "none", "http://proxy.example:3128")]),
 ]
 
@@ -111,6 +116,7 @@ SERVER_CHANGES: list[tuple[ServerConfig, list[Action]]] = [
     (evolve(SERVER, clients=()), [SetClients(())]),
     (evolve(SERVER, clients=(Grant("home", bytes(32)),)), [SetClients((Grant("home", bytes(32)),))]),
     (evolve(SERVER, limits=Limits(max_visitors=9)), [restart("limits.max_visitors", "none", "9")]),
+    (evolve(SERVER, notices=(OPS,)), [SetNotices((OPS,))]),
 ]
 
 
@@ -152,12 +158,12 @@ def test_every_field_of_both_configurations_is_looked_at() -> None:
 
 
 def test_no_secret_is_ever_shown() -> None:
-    changed = evolve(CLIENT, token="another-secret", proxies=())
+    changed = evolve(CLIENT, token="another-secret", proxies=(), notices=(OPS,))
     shown = [
         *(text for action in diff(CLIENT, changed) for text in (str(action), repr(action))),
         *(text for action in diff(SERVER, ServerConfig()) for text in (str(action), repr(action))),
     ]
-    assert len(shown) == 8
+    assert len(shown) == 10
     assert not any(secret in text for text in shown for secret in (TOKEN, "another-secret", "aaaa", "xaa"))
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import trio
 from attrs import evolve, frozen
 
+from tunnel.attached import Attached
 from tunnel.client.board import Board, own_status
 from tunnel.client.dialer import Turns, make_dialer
 from tunnel.client.meters import client_meters
@@ -49,6 +50,7 @@ class Client:
     def __init__(self, config: ClientConfig, *, linger: bool = False) -> None:
         self.config = config
         self.events = EventStream()
+        self.attached: Attached[ClientConfig] = Attached()  # what runs beside it
         self.connection = Connection("connecting")
         self._retry_at: float | None = None
         self._dialer = make_dialer(config)  # may raise: before anything that would have to be closed
@@ -290,6 +292,7 @@ class Client:
             self._session.apply(self.config)
         if self.config.proxies != before.proxies:
             self.publish(*self.config.proxies)
+        self.attached.apply(self.config)
 
     def stats(self) -> dict[str, Any]:
         """How the client stands to its server, and the figures of the connections kept ready: to it, and to targets."""
@@ -306,6 +309,7 @@ class Client:
                 "data_channels": channels.pool.stats() if channels else None,
                 "targets": self._routes.stats(),
             },
+            **self.attached.stats(),
         }
 
     def meters(self) -> Meters:

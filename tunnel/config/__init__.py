@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from tunnel.addresses import DEFAULT_PORT, HostPort, PortRange, Target
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
+from tunnel.config.receivers import NoticeConfig as NoticeConfig
 
 DEFAULT_ADMIN = HostPort("127.0.0.1", 8480)
 TLS_VERSIONS = ("1.3", "1.2")  # the least that is spoken; the first is the default
@@ -121,6 +122,7 @@ class ServerConfig:
     tls_min_version: str = "1.3"  # or "1.2"
     history: HistoryConfig = HistoryConfig()
     proxy_protocol_from: tuple[str, ...] = ()  # addresses and CIDRs of balancers, whose PROXY header must come first
+    notices: tuple[NoticeConfig, ...] = ()
 
 
 @frozen
@@ -198,4 +200,5 @@ class ClientConfig:
     cert_file: Path | None = None
     key_file: Path | None = None
     tls_min_version: str = "1.3"  # or "1.2"
+    notices: tuple[NoticeConfig, ...] = ()
     via: ForwardProxy | None = None  # whom every connection to the server goes through; targets are dialled directly

@@ -13,7 +13,7 @@ from attrs import evolve, field, fields, frozen
 
 from tunnel.addresses import HostPort, Target
 from tunnel.backoff import Policy
-from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, PoolConfig, ProxyConfig, ServerConfig
+from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, NoticeConfig, PoolConfig, ProxyConfig, ServerConfig
 
 MAX_SHOWN = 100  # characters of a value in a message
 _CLIENT_AT_START = ("token", "pin", "ca_file", "cert_file", "key_file", "tls_min_version", "admin", "state_dir", "via")
@@ -122,6 +122,16 @@ class SetTls:
 
 
 @frozen
+class SetNotices:
+    """Whom to tell what, on either side; receivers that stay so keep what they have been told."""
+
+    notices: tuple[NoticeConfig, ...]
+
+    def __str__(self) -> str:
+        return f"notices go to {_show(tuple(notice.name for notice in self.notices))}"
+
+
+@frozen
 class NeedsRestart:
     """A change that waits for a restart: the key path, and both values as people may see them (empty: a secret)."""
 
@@ -136,7 +146,7 @@ class NeedsRestart:
 
 ClientAction = SetServers | SetResolveSeconds | SetDataChannels | SetProxy | SetTargets | DropProxy
 ServerAction = SetBindRetry | SetClients | SetTls
-Action = ClientAction | ServerAction | NeedsRestart
+Action = ClientAction | ServerAction | SetNotices | NeedsRestart
 
 
 @overload
@@ -146,9 +156,9 @@ def diff(old: ServerConfig, new: ServerConfig) -> tuple[Action, ...]: ...
 def diff(old: ClientConfig | ServerConfig, new: ClientConfig | ServerConfig) -> tuple[Action, ...]:
     """What has to be done so that a process that runs with `old` runs with `new`. Nothing for equal ones."""
     if isinstance(old, ClientConfig) and isinstance(new, ClientConfig):
-        return (*_client_changes(old, new), *_restarts(old, new, _CLIENT_AT_START))
+        return (*_client_changes(old, new), *_notices(old, new), *_restarts(old, new, _CLIENT_AT_START))
     if isinstance(old, ServerConfig) and isinstance(new, ServerConfig):
-        return (*_server_changes(old, new), *_restarts(old, new, _SERVER_AT_START))
+        return (*_server_changes(old, new), *_notices(old, new), *_restarts(old, new, _SERVER_AT_START))
     raise TypeError("a client's configuration cannot become a server's")
 
 
@@ -174,6 +184,8 @@ def _applied_to_server(config: ServerConfig, action: Action) -> ServerConfig:
             return evolve(config, clients=clients)
         case SetTls():
             return evolve(config, **{key: getattr(action, key) for key in _TLS})
+        case SetNotices(notices):
+            return evolve(config, notices=notices)
         case _:
             return config
 
@@ -199,6 +211,8 @@ def _applied_to_client(config: ClientConfig, action: Action) -> ClientConfig:
             )
         case DropProxy(name):
             return evolve(config, proxies=tuple(one for one in config.proxies if one.name != name))
+        case SetNotices(notices):
+            return evolve(config, notices=notices)
         case SetBindRetry() | SetClients() | SetTls() | NeedsRestart():
             return config
         case _:
@@ -246,6 +260,11 @@ def _server_changes(old: ServerConfig, new: ServerConfig) -> Iterator[Action]:
         yield SetTls(new.cert_file, new.key_file, new.client_ca_file, new.tls_min_version)
 
 
+def _notices(old: ClientConfig | ServerConfig, new: ClientConfig | ServerConfig) -> Iterator[Action]:
+    if old.notices != new.notices:
+        yield SetNotices(new.notices)
+
+
 def _restarts(
     old: ClientConfig | ServerConfig, new: ClientConfig | ServerConfig, keys: tuple[str, ...]
 ) -> Iterator[NeedsRestart]:
@@ -277,5 +296,5 @@ def _show(value: Any) -> str:
 
 __all__ = [
     "Action", "ClientAction", "DropProxy", "NeedsRestart", "SetBindRetry", "SetClients", "SetDataChannels",
-    "SetProxy", "SetResolveSeconds", "SetServers", "SetTargets", "SetTls", "applied", "diff",
+    "SetNotices", "SetProxy", "SetResolveSeconds", "SetServers", "SetTargets", "SetTls", "applied", "diff",
 ]  # fmt: skip

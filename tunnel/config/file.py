@@ -15,8 +15,9 @@ from attrs import evolve, field, frozen
 from tunnel.addresses import HostPort, parse_pin
 from tunnel.config import ClientConfig, ProxyConfig, ServerConfig
 from tunnel.config.client_file import MAX_SERVERS, Claim, check_claims, claim_option, take_proxies, take_servers
-from tunnel.config.history import take_history
 from tunnel.config.forward import take_forward_proxy
+from tunnel.config.history import take_history
+from tunnel.config.notices import take_notices
 from tunnel.config.pools import take_data_channels
 from tunnel.config.sections import (
     blame_repeats,
@@ -42,7 +43,7 @@ CLIENT_KEYS = (
     "server", "servers", "resolve_seconds", "token_file", "pin", "ca_file", "cert_file", "key_file", "data_channels",
     "proxies", "proxy", "proxy_auth_file",
 )  # fmt: skip
-SHARED_KEYS = ("tls", "state_dir", "admin", "limits", "history")
+SHARED_KEYS = ("tls", "state_dir", "admin", "limits", "history", "notices")
 _NO_SERVER = HostPort("", 0)  # stands in where there is none, which is a mistake: no caller sees it
 T = TypeVar("T")
 
@@ -225,6 +226,7 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         cert_file=cert_file,
         key_file=key_file,
         tls_min_version=take_min_version(table.table("tls")),
+        notices=take_notices(table, base, is_server=False),
         via=take_forward_proxy(table, base, said.options.via, said.options.environ, servers),
     )
 

@@ -11,6 +11,7 @@ from tunnel.addresses import DEFAULT_PORT, HostPort, PortRange, parse_port_range
 from tunnel.backoff import RetryPolicy
 from tunnel.config import DEFAULT_ADMIN, Grant, ServerConfig
 from tunnel.config.history import take_history
+from tunnel.config.notices import take_notices
 from tunnel.config.sections import (
     admin_is_asked_for,
     blame_repeats,
@@ -51,6 +52,7 @@ def read_server(table: Table, base: Path) -> ServerConfig:
         history=take_history(table, base),
         client_ca_file=None if tls is None else take_ca_file(tls, "client_ca_file", base),
         tls_min_version=take_min_version(tls),
+        notices=take_notices(table, base, is_server=True),
     )
 
 

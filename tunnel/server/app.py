@@ -12,6 +12,7 @@ from attrs import evolve
 
 from tunnel.activation import Passed
 from tunnel.addresses import HostPort
+from tunnel.attached import Attached
 from tunnel.config import ServerConfig
 from tunnel.errors import TunnelError
 from tunnel.limits import socket_bound, visitor_bound
@@ -51,6 +52,7 @@ class Server:
         state: StateDir | None,
     ) -> None:
         self.events = events
+        self.attached: Attached[ServerConfig] = Attached()  # what runs beside it
         self.where = entrances[0].where  # as bound: the port is never 0
         self.engine = engine
         self._certificate = certificate
@@ -83,7 +85,7 @@ class Server:
     def stats(self) -> dict[str, Any]:
         """The data channels of each client (it is the clients that keep pools of them), and what came to the gate."""
         clients = {session.client: session.relay.describe() for session in self._gate.sessions}
-        return {"connection_pool": {"clients": clients}, "gate": self._gate.stats()}
+        return {"connection_pool": {"clients": clients}, "gate": self._gate.stats(), **self.attached.stats()}
 
     def meters(self) -> Meters:
         """What is counted here, for the metrics."""
@@ -107,8 +109,9 @@ class Server:
     def apply(self, config: ServerConfig) -> list[str]:
         """Take over of a new configuration what can change in a running server; says in words what did.
 
-        That is the default of `bind_retry`, the `clients`, and all about TLS. No await: all of it holds from now on.
-        What else differs is as before. `TunnelError`, and nothing has changed, when a certificate cannot be used.
+        That is the default of `bind_retry`, the `clients`, all about TLS, and the notices. No await: all of it holds
+        from now on. What else differs is as before. `TunnelError`, and nothing has changed, where a certificate is
+        unusable.
         """
         done: list[str] = []
         if tls_part(config) != tls_part(self._config):
@@ -127,7 +130,9 @@ class Server:
         self._config = evolve(
             self._config, bind_retry=config.bind_retry, clients=config.clients, cert_file=config.cert_file,
             key_file=config.key_file, client_ca_file=config.client_ca_file, tls_min_version=config.tls_min_version,
+            notices=config.notices,
         )  # fmt: skip
+        self.attached.apply(self._config)
         return done
 
     def _ask_for_certificates(self) -> None:
