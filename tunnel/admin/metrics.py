@@ -92,7 +92,7 @@ async def render(found: Iterable[Family], encode: Encoder) -> bytes:
     pieces: list[bytes] = []
     done = 0
     for family in found:
-        head = encode(_Part(family)).removesuffix(end)
+        head = encode(_Part(evolve(family, samples=()))).removesuffix(end)
         pieces.append(head)
         samples = iter(family.samples)
         while some := list(islice(samples, SLICE)):
