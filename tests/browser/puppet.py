@@ -1,0 +1,125 @@
+"""A stand-in for a running server or client at a real admin address, in a Trio run of its own thread.
+
+What it shows is plain attributes, changed from the test's thread between two looks.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import trio
+from attrs import evolve
+
+from tunnel.addresses import HostPort
+from tunnel.admin.dashboard import dashboard_routes
+from tunnel.admin.live import Live
+from tunnel.admin.site import AdminSource, bind_admin, serve_admin
+from tunnel.snapshot import EventStream, ProxyView, SessionView, Snapshot, utc_now
+
+TOKEN = "the-admin-token-of-the-puppet"
+START_SECONDS = 30.0
+T = TypeVar("T")
+
+
+def proxy(name: str, **changes: Any) -> ProxyView:
+    values: dict[str, Any] = {
+        "name": name, "status": "healthy", "reason": None, "error_message": None, "retry_after_seconds": None,
+        "attempt": 1, "max_retries": 10, "publish_addr": "0.0.0.0", "publish_port": 8001, "target": "127.0.0.1:8080",
+        "visitors": 0, "visitors_total": 0, "bytes_in": 0, "bytes_out": 0, "since": utc_now(), "refused": {},
+    }  # fmt: skip
+    return ProxyView(**{**values, **changes})
+
+
+class Puppet:
+    """The `Source` of one admin address. `retried` and `closed` are what the page asked for."""
+
+    def __init__(self, role: str = "server") -> None:
+        self.role = role
+        self.events = EventStream()
+        self.sessions: dict[str, dict[str, ProxyView]] = {}
+        self.since: dict[str, str] = {}
+        self.extra: dict[str, Any] = {}
+        self.ready = True
+        self.retried: list[str] = []
+        self.closed: list[str] = []
+        self.looks = 0
+        self.port = 0
+        self._thread: threading.Thread | None = None
+        self._stop: Callable[[], None] = lambda: None
+
+    # What it shows
+
+    def put(self, client: str, *views: ProxyView) -> None:
+        self.since.setdefault(client, utc_now())
+        self.sessions[client] = {**self.sessions.get(client, {}), **{view.name: view for view in views}}
+
+    def change(self, client: str, name: str, **changes: Any) -> None:
+        self.put(client, evolve(self.sessions[client][name], **changes))
+
+    def publish(self, kind: str, **words: Any) -> None:
+        """In the puppet's own thread, as in a real one."""
+        trio.from_thread.run_sync(lambda: self.events.publish(kind, **words), trio_token=self._token)
+
+    # What is asked
+
+    def views(self) -> Iterator[SessionView]:
+        self.looks += 1
+        for client, proxies in list(self.sessions.items()):
+            yield SessionView(client, self.since[client], tuple(proxies.values()))
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.role, "1.2.3", tuple(self.views()))
+
+    def stats(self) -> dict[str, Any]:
+        return self.extra
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+    def retry(self, name: str) -> list[str]:
+        client, _, bare = name.rpartition("/")
+        if bare not in self.sessions.get(client, {}):
+            raise LookupError(f"no proxy is named {name!r}")
+        self.retried.append(name)
+        return [name]
+
+    def close(self, client: str) -> list[str]:
+        del self.sessions[client]
+        self.closed.append(client)
+        return [client]
+
+    # Where
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        """Serve, at the same port again after a `stop`."""
+        started = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._serve, started), daemon=True)
+        self._thread.start()
+        assert started.wait(START_SECONDS), "the puppet did not start"
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            trio.from_thread.run_sync(self._stop, trio_token=self._token)
+            self._thread.join(START_SECONDS)
+            self._thread = None
+
+    async def _serve(self, started: threading.Event) -> None:
+        listeners = await bind_admin(HostPort("127.0.0.1", self.port), asked_for=True)
+        self.port = listeners[0].socket.getsockname()[1]
+        live = Live(self, role=self.role, can_write=True)
+        site = AdminSource(self.snapshot, self.is_ready, self.retry, TOKEN, self.stats, close=self.close)
+        async with trio.open_nursery() as nursery:
+            self._token, self._stop = trio.lowlevel.current_trio_token(), nursery.cancel_scope.cancel
+            nursery.start_soon(live.run)
+            await nursery.start(_serve_site, listeners, site, live)
+            started.set()
+
+
+async def _serve_site(
+    listeners: list[trio.SocketListener], site: AdminSource, live: Live, task_status: trio.TaskStatus[None]
+) -> None:
+    await serve_admin(listeners, source=site, more=[*dashboard_routes(), live.route], task_status=task_status)

@@ -1,0 +1,55 @@
+// What happened lately, newest first.
+
+import { $, h, icon, setText } from "./dom.js";
+import { clean, clock, day, eventWords, plural } from "./words.js";
+
+const MAX_SHOWN = 300;
+
+export class EventLog {
+  constructor() {
+    this._list = $("events");
+    this._missed = 0;
+    this._waiting = [];
+    this.events = []; // newest last
+    this.clear();
+  }
+
+  clear() {
+    this.events = [];
+    this._missed = 0;
+    this._list.replaceChildren(h("li", { class: "empty" }, "Nothing yet."));
+    setText($("events-note"), "");
+  }
+
+  // Many come at once after a start; they are drawn together.
+  add(event) {
+    this.events.push(event);
+    if (this.events.length > MAX_SHOWN) this.events.shift();
+    this._waiting.push(event);
+    if (this._waiting.length === 1) requestAnimationFrame(() => this._draw());
+  }
+
+  miss(count) {
+    this._missed += count;
+    setText($("events-note"), `${plural(this._missed, "event")} not told: too many at once`);
+  }
+
+  of(client, proxy) {
+    return this.events.filter((event) => event.client === client && (!proxy || event.proxy === proxy)).reverse();
+  }
+
+  _draw() {
+    const fresh = this._waiting.splice(0).slice(-MAX_SHOWN);
+    this._list.querySelector(".empty")?.remove();
+    this._list.prepend(...fresh.reverse().map(eventItem));
+    while (this._list.children.length > MAX_SHOWN) this._list.lastChild.remove();
+  }
+}
+
+export function eventItem(event) {
+  const [state, subject, text] = eventWords(event);
+  return h("li", { class: "event", "data-state": state },
+    h("time", { datetime: event.at, title: `${day(event.at)} ${clock(event.at)}` }, clock(event.at)),
+    icon(state),
+    h("span", { class: "event-words" }, h("strong", {}, clean(subject)), ` ${text}`));
+}
