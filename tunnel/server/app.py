@@ -172,7 +172,7 @@ class Server:
         found = [session for session in self._gate.sessions if session.client == client]
         if not found:
             there = listed(sorted({session.client for session in self._gate.sessions}))
-            raise LookupError(f"no client {client!r} is connected; {f'there are {there}' if there else 'there is none'}")
+            raise LookupError(f"no client {client!r} is connected, {f'only {there}' if there else 'and no other'}")
         for session in found:
             log.info("the session of client '%s' is closed on request", client)
             session.close(Farewell.STOPPING, "the server's operator closed this session", known_as="closed")
@@ -233,13 +233,17 @@ async def open_server(
             gate, engine, config=config, events=events, entrances=entrances, certificate=certificate,
             identities=identities, binds=registry.binds, state=state,
         )  # fmt: skip
+        acquaintances = Acquaintances(gate.strangers, state)
+        acquaintances.recall()
         async with trio.open_nursery() as root:
             await root.start(engine.run, name="relay")
             async with trio.open_nursery() as connections:
                 connections.start_soon(_accept, server, gate, entrances, connections, name="gate")
                 root.start_soon(certificate.watch, name="certificate")
+                root.start_soon(acquaintances.watch, name="known sources")
                 root.start_soon(identities.watch, lambda: gate.sessions, name="identities")
                 yield server
+                acquaintances.write_last()
                 connections.cancel_scope.cancel(reason="the server is closing")
             root.cancel_scope.cancel(reason="the server is closing")
 
@@ -249,17 +253,13 @@ async def _accept(server: Server, gate: Gate, entrances: tuple[Entrance, ...], c
         await gate.serve(listener, connections)
 
     with server._accepting:
-        acquaintances = Acquaintances(gate.strangers, state)
-        acquaintances.recall()
         async with trio.open_nursery() as accepting:
             for entrance in entrances:
                 accepting.start_soon(entrance.run, accept, name=f"gate at {entrance.where}")
 
 
-                root.start_soon(acquaintances.watch, name="known sources")
 async def _remember_port(state: StateDir | None, client: str, proxy: str, port: int) -> None:
     if state is None:
-                acquaintances.write_last()
         return
     try:
         await trio.to_thread.run_sync(state.remember_port, client, proxy, port)
