@@ -18,7 +18,7 @@ async def test_a_session_closed_at_the_server_is_told_why_loses_its_visitors_and
     caplog.set_level(logging.INFO, "tunnel")
     async with open_home(tmp_path) as home, await home.visit() as visitor:
         port = home.client.statuses["web"].publish_port
-        with pytest.raises(LookupError, match="no client 'lab' is connected; there are home"):
+        with pytest.raises(LookupError, match="no client 'lab' is connected, only home"):
             home.server.close_session("lab")
         assert home.server.close_session("home") == ["home"]
         with pytest.raises(trio.BrokenResourceError):
@@ -56,6 +56,6 @@ async def test_a_client_that_closes_its_session_says_so_and_is_back_at_once_agai
 async def test_closing_what_nobody_is_connected_to_says_so(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(tunnel.serve, ServerConfig(listen=(HostPort("127.0.0.1", 0),), state_dir=tmp_path))
-        with pytest.raises(LookupError, match="no client 'home' is connected; there is none"):
+        with pytest.raises(LookupError, match="no client 'home' is connected, and no other"):
             server.close_session("home")
         nursery.cancel_scope.cancel()

@@ -144,14 +144,14 @@ def close(client: str) -> list[str]:
         return ["home"]
     if client == "busy":
         raise ValueError("it is being closed")
-    raise LookupError("no client 'nobody' is connected; there are home, lab")
+    raise LookupError("no client 'nobody' is connected, only home, lab")
 
 
 async def test_close_tells_whose_session_it_ended_or_why_not() -> None:
     here = site(close=close)
     assert await post(here, "/close", {"client": "home"}) == (200, {"closed": ["home"]})
     status, body = await post(here, "/close", {"client": "nobody"})
-    assert (status, body["error"]) == (404, "no client 'nobody' is connected; there are home, lab")
+    assert (status, body["error"]) == (404, "no client 'nobody' is connected, only home, lab")
     assert await post(here, "/close", {"client": "busy"}) == (409, {"error": "it is being closed"})
     for nonsense in ({}, [], "home", {"client": 1}, {"client": ""}, {"name": "home"}):
         status, body = await post(here, "/close", nonsense)

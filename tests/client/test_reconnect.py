@@ -499,3 +499,10 @@ async def test_while_nobody_answers_elsewhere_the_refusal_is_told_too(
     await trio.sleep(5)
     assert client.connection.detail == "cannot reach 10.0.0.2:8443: Connection refused"  # the refusal is of the past
     nursery.cancel_scope.cancel()
+
+
+async def test_that_nobody_answers_is_one_event_however_often_it_is_tried(client: Client) -> None:
+    for words in ("nobody is there", "nobody is there", "the network is down", "the network is down"):
+        client._unanswered(PeerLost(words))
+    told = [event.fields["detail"] for event in client.events.recent if event.kind == "session.connecting"]
+    assert told == ["nobody is there", "the network is down"]

@@ -31,6 +31,11 @@ def request_retry(where: HostPort, name: str, token: str) -> list[str]:
     return _request_change(where, "/retry", {"name": name}, token, "restarted")
 
 
+def request_close(where: HostPort, client: str, token: str) -> list[str]:
+    """Ask for the end of a client's session; returns whose were ended: none of a client that has none just now."""
+    return _request_change(where, "/close", {"client": client}, token, "closed")
+
+
 def _request_change(where: HostPort, path: str, body: dict[str, Any], token: str, done: str) -> list[str]:
     """POST `body`; returns the names the answer gives as `done`."""
     status, answer = ask(where, "POST", path, body=body, token=token)

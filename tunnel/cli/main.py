@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
+from tunnel.cli.close import close
+from tunnel.cli.events import events
 from tunnel.cli.healthcheck import healthcheck
 from tunnel.cli.history import history
 from tunnel.cli.options import (
@@ -259,3 +261,5 @@ cli.add_command(retry)
 cli.add_command(token)
 cli.add_command(history)
 cli.add_command(healthcheck)
+cli.add_command(close)
+cli.add_command(events)

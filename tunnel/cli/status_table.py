@@ -23,7 +23,7 @@ def proxies_of(stats: dict[str, Any]) -> list[tuple[str, ProxyView]]:
         if not isinstance(session, dict) or not isinstance(session.get("proxies"), (list, tuple)):
             continue
         client = clean(str(session.get("client", "")))
-        found.extend((client, _proxy_of(body)) for body in session["proxies"] if isinstance(body, dict))
+        found.extend((client, proxy_of(body)) for body in session["proxies"] if isinstance(body, dict))
     return found
 
 
@@ -32,7 +32,8 @@ _KINDS |= {"bytes_in": int, "bytes_out": int, "refused": dict}
 _OPTIONAL: dict[str, type] = {"reason": str, "error_message": str, "retry_after_seconds": int, "max_retries": int}
 
 
-def _proxy_of(body: dict[str, Any]) -> ProxyView:
+def proxy_of(body: dict[str, Any]) -> ProxyView:
+    """A proxy's state as JSON tells it, in /stats or an event; what is missing or of another type is left empty."""
     values: dict[str, Any] = {}
     for attribute in fields(ProxyView):
         name = attribute.name

@@ -177,11 +177,11 @@ class Client:
         self._was_away = True
         if self._refusal is not None:  # that nobody answers elsewhere must not hide what a person has to mend
             problem = PeerLost(f"{self._refusal}; {problem}")
-        is_new = self.connection.detail != str(problem)
+        if self.connection.detail == str(problem):
+            return  # told once, however often it is tried
         self._move("connecting", str(problem))
-        if is_new:
-            log.warning("%s; trying on", problem)
-            self._explain(problem, None)
+        log.warning("%s; trying on", problem)
+        self._explain(problem, None)
 
     def _lose(self, why: TunnelError, delay: float) -> None:
         log.warning("no session: %s%s", why, f"; trying again in {delay:.0f} s" if delay >= 1 else "")
