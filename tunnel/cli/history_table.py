@@ -27,7 +27,7 @@ def moment_line(moment: Moment) -> str:
         words.append(f"for {human_seconds(fields['seconds'])}")
     if fields.get("failed_attempts"):
         words.append(f"{fields['failed_attempts']} failed attempts")
-    why = ": ".join(clean(str(fields[key])) for key in ("reason", "message") if fields.get(key))
+    why = ": ".join(clean(str(fields[key])) for key in ("version", "peer", "reason", "message") if fields.get(key))
     return "  ".join(filter(None, [*words, why]))
 
 

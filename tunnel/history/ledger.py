@@ -74,7 +74,7 @@ class Ledger:
     sessions: dict[int, SessionSpan] = Factory(dict)
     renamed: str = ""  # our own name, once the server has told it: that of rows without one
     lost: int = 0
-    _proxies: dict[tuple[str, str], Span] = Factory(dict)  # the interval each is in
+    _proxies: dict[str, dict[str, Span]] = Factory(dict)  # client → proxy → the interval it is in
     _open: dict[str, list[SessionSpan]] = Factory(dict)
     _count: int = 0
     _tries: int = 0
@@ -108,19 +108,21 @@ class Ledger:
                 there.add((session.client, view.name))
                 self._enter(session.client, view.name, view, now, at)
         gone = REMOVED if self.role == "client" else AWAY
-        for client, proxy in self._proxies.keys() - there:
-            self._leave(client, proxy, gone, None, now, at)
+        for span in self._current():
+            if (span.client, span.proxy) not in there:
+                self._leave(span.client, span.proxy, gone, None, now, at)
 
     def tidy(self, now: float) -> None:
         """Settle what waits for nobody: to be called now and then."""
         for client, several in self._open.items():
             session = several[-1]
             if now - session.began >= SETTLE_SECONDS:
-                for owner, proxy in [key for key, span in self._proxies.items() if span.status == AWAY]:
-                    if owner == client:
-                        self._leave(owner, proxy, REMOVED, None, session.began, session.at)
-        away = [span for span in self._proxies.values() if span.status == AWAY]
-        for span in away[: max(0, len(self._proxies) - MAX_PROXIES)]:
+                for span in list(self._proxies.get(client, {}).values()):
+                    if span.status == AWAY:
+                        self._leave(client, span.proxy, REMOVED, None, session.began, session.at)
+        excess = sum(map(len, self._proxies.values())) - MAX_PROXIES
+        away = [span for span in self._current() if span.status == AWAY] if excess > 0 else []
+        for span in away[: max(0, excess)]:
             self._leave(span.client, span.proxy, REMOVED, "too many clients are away", now, span.at + now - span.began)
 
     def saved(self, spans: dict[int, Span], sessions: dict[int, SessionSpan]) -> None:
@@ -142,10 +144,13 @@ class Ledger:
 
     def begin_file(self) -> None:
         """The file is a new one: what lasts must be written again."""
-        self.spans |= {span.n: span for span in self._proxies.values()}
+        self.spans |= {span.n: span for span in self._current()}
         self.sessions |= {one.n: one for several in self._open.values() for one in several}
 
     # Proxies
+
+    def _current(self) -> list[Span]:
+        return [span for proxies in self._proxies.values() for span in proxies.values()]
 
     def _status(self, client: str, update: ProxyStatusUpdate, now: float, at: float) -> None:
         span = self._enter(client, update.proxy_name, update, now, at)
@@ -155,7 +160,7 @@ class Ledger:
 
     def _enter(self, client: str, proxy: str, state: ProxyStatusUpdate | ProxyView, now: float, at: float) -> Span:
         """The interval that this status belongs to: the one it is in, or a new one."""
-        before = self._proxies.get((client, proxy))
+        before = self._proxies.get(client, {}).get(proxy)
         status, reason = str(state.status), None if state.reason is None else str(state.reason)
         message = None if state.error_message is None else state.error_message[:MAX_MESSAGE]
         if before is not None and _goes_on(before, status, reason, state) and not _is_full(before, now):
@@ -172,21 +177,23 @@ class Ledger:
         return span
 
     def _leave(self, client: str, proxy: str, status: str, message: str | None, now: float, at: float) -> None:
-        before = self._proxies.get((client, proxy))
+        before = self._proxies.get(client, {}).get(proxy)
         if before is None or before.status == status:
             return
         span = Span(self._next(), client, proxy, now, at, status, None, message, before.addr, before.port)
         self._replace(span, before)
         if status == REMOVED:  # nothing follows
             span.ended = now
-            del self._proxies[client, proxy]
+            del self._proxies[client][proxy]
+            if not self._proxies[client]:
+                del self._proxies[client]
 
     def _replace(self, span: Span, before: Span | None) -> None:
         if before is not None:
             before.ended = span.began
             self.spans[before.n] = before
         self.spans[span.n] = span
-        self._proxies[span.client, span.proxy] = span
+        self._proxies.setdefault(span.client, {})[span.proxy] = span
 
     # Sessions
 
@@ -217,18 +224,21 @@ class Ledger:
             self._leave_all(client, why, now, at, REMOVED if session.reason in _ON_PURPOSE else AWAY)
 
     def _leave_all(self, client: str, why: str, now: float, at: float, status: str = AWAY) -> None:
-        for owner, proxy in list(self._proxies):
-            if owner == client:
-                self._leave(owner, proxy, status, why, now, at)
+        for proxy in list(self._proxies.get(client, ())):
+            self._leave(client, proxy, status, why, now, at)
 
     def _take_name(self, client: str) -> None:
         """What a client tells before its first session is told without its name."""
-        for (owner, proxy), span in list(self._proxies.items()):
-            if not owner and client:
-                del self._proxies[owner, proxy]
-                self._proxies[client, proxy] = span
-                span.client = self.renamed = client
-                self.spans[span.n] = span
+        if not client or "" not in self._proxies:
+            return
+        nameless = self._proxies.pop("")
+        self._proxies.setdefault(client, {}).update(nameless)
+        self.renamed = client
+        for span in nameless.values():
+            span.client = client
+            self.spans[span.n] = span
+        for span in self.spans.values():
+            span.client = span.client or client
 
     def _next(self) -> int:
         self._count += 1

@@ -18,6 +18,7 @@ from attrs import field, frozen
 
 from tunnel.errors import TunnelError
 from tunnel.history.ledger import Ledger
+from tunnel.history.life import own_life
 from tunnel.history.store import Run, Store
 from tunnel.snapshot import Event, EventStream, Snapshot
 from tunnel.version import __version__
@@ -28,7 +29,7 @@ MAX_QUEUED = 10_000  # events between the tunnel and the thread, which takes the
 MAX_WAITING = 10_000  # intervals kept for a file that cannot be written; 5 MiB
 COMMIT_SECONDS = 1.0  # between transactions
 BEAT_SECONDS = 30.0  # without news; so well is it known when a killed process ended
-RETRY_SECONDS = 10.0  # after a failure
+RETRY_SECONDS = 5.0  # after a failure
 PRUNE_SECONDS = 600.0
 STOP_SECONDS = 2.0  # for the last transaction; a disk that hangs holds up no end
 STEADY_SECONDS = 600.0  # the wall clock must have gone right for so long before rows are deleted by their age
@@ -119,10 +120,10 @@ class Recorder:
         began_at = self._clocks.wall()
         self._ledger = Ledger(snapshot.role)
         self._ledger.look(snapshot, 0.0, began_at)
-        self._run = Run(snapshot.role, __version__, began_at)
+        self._run = Run(snapshot.role, __version__, began_at, own_life())
         self._store: Store | None = None
         self._trouble = ""  # as told; empty while the file can be written
-        self._file: object = None  # which one it was that we wrote to
+        self._was_open = False
         self._calendar = Calendar(began_at)
         self._prune_at = 0.0
 
@@ -208,15 +209,17 @@ class Recorder:
             log.warning("%s was taken away; the history begins anew there", self._keeping.path)
             self._close()
         if self._store is None:
-            store = self._store = Store(self._keeping.path)
-            if self._file not in (None, store.identity):  # ours was taken away while it could not be written
+            if self._keeping.own:
+                self._keeping.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._store = Store(self._keeping.path)
+            self._was_open = True
+            if self._run.id is not None and not self._store.knows(self._run):  # it was taken away meanwhile
                 self._begin_file()
-            self._file = store.identity
         return self._store
 
     def _begin_file(self) -> None:
         """Another file than before: it gets a run of its own, and all that lasts."""
-        self._run.id, self._file = None, None
+        self._run.id = None
         self._ledger.begin_file()
 
     def _close(self) -> None:
@@ -228,7 +231,7 @@ class Recorder:
     def _fail(self, exc: Exception) -> None:
         self._ledger.shed(MAX_WAITING)
         self._close()
-        if _is_damage(exc) and (self._keeping.own or self._file is not None):
+        if _is_damage(exc) and (self._keeping.own or self._was_open):
             self._move_aside(exc)
             return
         if not self._trouble:

@@ -16,16 +16,17 @@ from attrs import frozen
 
 from tunnel.errors import TunnelError
 from tunnel.history.figures import Figures, Interval, figures
+from tunnel.history.life import may_live
 from tunnel.history.store import MIGRATIONS, check_ours
 
-ALIVE_SECONDS = 90.0  # a process that has told nothing for so long has ended: three signs of life were due
+ALIVE_SECONDS = 90.0  # a process that has told nothing for so long has ended: two signs of life were due
 # Where a run's moments stand in the wall clock's time, and until when it is known: now, if it is alive.
 _PLACED = """
-    WITH placed AS (
+    WITH told AS (
         SELECT *, last_at - last AS start,
-            CASE WHEN NOT stopped AND :until - last_at BETWEEN 0 AND :alive THEN :until ELSE last_at END AS known
+            NOT stopped AND abs(:until - last_at) <= :alive AND may_live(life) AS alive
         FROM runs
-    )
+    ), placed AS (SELECT *, CASE WHEN alive THEN :until ELSE last_at END AS known FROM told)
 """
 
 
@@ -144,9 +145,13 @@ def _reading(file: Path) -> Iterator[sqlite3.Connection]:
         )
     try:
         with closing(_open(file)) as db:
-            if check_ours(db, file) < len(MIGRATIONS):
-                raise TunnelError(f"{file} was made by an older trio-tunnel; start a process with it, which renews it")
+            db.create_function("may_live", 1, may_live)
             db.execute("BEGIN")  # all that is read is of one moment
+            version = check_ours(db, file)
+            if not version:
+                raise TunnelError(f"the history in {file} is empty so far; ask again in a moment")
+            if version < len(MIGRATIONS):
+                raise TunnelError(f"{file} was made by an older trio-tunnel; start a process with it, which renews it")
             yield db
     except sqlite3.Error as exc:
         raise TunnelError(f"the history in {file} cannot be read: {exc}") from exc
@@ -161,7 +166,7 @@ def _open(file: Path) -> sqlite3.Connection:
             db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         except sqlite3.OperationalError as exc:
             db.close()
-            if more or exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CANTOPEN:
+            if more or exc.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                 raise
         except BaseException:
             db.close()
@@ -172,16 +177,16 @@ def _open(file: Path) -> sqlite3.Connection:
 
 
 def _runs(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Run]:
-    sql = f"{_PLACED} SELECT role, version, start, known, stopped, last_at, lost FROM placed WHERE known >= :since"  # noqa: S608
-    for role, version, start, known, stopped, last_at, lost in db.execute(sql, wanted.moments):
-        end = "stopped" if stopped else "running" if known != last_at else "lost"
+    sql = f"{_PLACED} SELECT role, version, start, known, stopped, alive, lost FROM placed WHERE known >= :since"  # noqa: S608
+    for role, version, start, known, stopped, alive, lost in db.execute(sql, wanted.moments):
+        end = "stopped" if stopped else "running" if alive else "lost"
         yield Run(role, version, start, known, end, lost)
 
 
 def _proxies(db: sqlite3.Connection, wanted: Wanted, keep: int) -> Iterator[ProxyReport]:
     sql = (
         f"{_PLACED} SELECT role, s.client, s.proxy, start + s.began, coalesce(start + s.ended, known) AS until_, "  # noqa: S608
-        "status, reason, message, addr, port, failed, binds, s.ended IS NULL AND known = :until FROM spans s "
+        "status, reason, message, addr, port, failed, binds, s.ended IS NULL AND alive FROM spans s "
         "JOIN placed p ON p.id = s.run WHERE until_ >= :since ORDER BY role, s.client, s.proxy, 4, s.run, s.n"
     )
     rows = db.execute(sql, wanted.moments)
@@ -202,7 +207,7 @@ def _proxy(
 def _sessions(db: sqlite3.Connection, wanted: Wanted) -> Iterator[SessionReport]:
     sql = (
         f"{_PLACED} SELECT role, s.client, peer, start + s.began, coalesce(start + s.ended, known) AS until_, "  # noqa: S608
-        "CASE WHEN s.ended IS NOT NULL THEN reason WHEN known = :until THEN '' ELSE 'unknown' END, message, tries "
+        "CASE WHEN s.ended IS NOT NULL THEN reason WHEN alive THEN '' ELSE 'unknown' END, message, tries "
         "FROM sessions s JOIN placed p ON p.id = s.run WHERE until_ >= :since ORDER BY 4"
     )
     for role, client, peer, began, ended, end, message, tries in db.execute(sql, wanted.moments):
@@ -229,7 +234,7 @@ def _moments(db: sqlite3.Connection, wanted: Wanted) -> Iterator[Moment]:
         UNION ALL
         SELECT known AS at_, role || CASE WHEN stopped THEN '.stopped' ELSE '.lost' END, '', '', NULL, '', '', lost, 0,
             known - start, id, 1e18
-        FROM placed WHERE at_ BETWEEN :since AND :until AND known = last_at AND known < :until
+        FROM placed WHERE at_ BETWEEN :since AND :until AND NOT alive
         ORDER BY 1, 11, 12
     """  # noqa: S608
     for row in db.execute(sql, wanted.moments):

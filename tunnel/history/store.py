@@ -28,8 +28,8 @@ CACHE_KIB = 256
 MIGRATIONS = (
     """
     CREATE TABLE runs (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, role TEXT NOT NULL, version TEXT NOT NULL, began_at REAL NOT NULL,
-        last REAL NOT NULL, last_at REAL NOT NULL, lost INTEGER NOT NULL DEFAULT 0, stopped INTEGER NOT NULL DEFAULT 0
+        id INTEGER PRIMARY KEY AUTOINCREMENT, role TEXT NOT NULL, version TEXT NOT NULL, life TEXT NOT NULL,
+        began_at REAL NOT NULL, last REAL NOT NULL, last_at REAL NOT NULL, lost INTEGER NOT NULL DEFAULT 0, stopped INTEGER NOT NULL DEFAULT 0
     );
     CREATE TABLE spans (
         run INTEGER NOT NULL, n INTEGER NOT NULL, client TEXT NOT NULL, proxy TEXT NOT NULL, began REAL NOT NULL,
@@ -57,11 +57,12 @@ _SESSION = """
 
 @define
 class Run:
-    """The row of this process. `id` is None until the file knows it; times as in the table."""
+    """The row of this process. `id` is None until the file knows it; times as in the table, `life` as in `life`."""
 
     role: str
     version: str
     began_at: float
+    life: str = ""
     last: float = 0.0
     last_at: float = 0.0
     lost: int = 0
@@ -77,7 +78,7 @@ class Store:
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         self._path = path
-        self.identity = _identity(path)  # tells it from one that is put in its place
+        self._identity = _identity(path)
         self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             self._prepare()
@@ -87,7 +88,9 @@ class Store:
 
     def _prepare(self) -> None:
         db = self._db
+        db.execute("BEGIN")  # of one moment: another process may be making it
         version = check_ours(db, self._path)
+        db.execute("COMMIT")
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         if not version:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before the first table
@@ -138,16 +141,26 @@ class Store:
             values = (run.last, run.last_at, run.lost, run.stopped, run.id)
             sql = "UPDATE runs SET last = ?, last_at = ?, lost = ?, stopped = ? WHERE id = ?"
             if self._db.execute(sql, values).rowcount:
-                return run.id  # else it was pruned meanwhile, or the file was replaced by an older one
-        sql = "INSERT INTO runs (role, version, began_at, last, last_at, lost, stopped) VALUES (?, ?, ?, ?, ?, ?, ?)"
-        row = (run.role, run.version, run.began_at, run.last, run.last_at, run.lost, run.stopped)
+                return run.id
+        sql = (
+            "INSERT INTO runs (role, version, life, began_at, last, last_at, lost, stopped) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        )
+        row = (run.role, run.version, run.life, run.began_at, run.last, run.last_at, run.lost, run.stopped)
         number = self._db.execute(sql, row).lastrowid
         assert number is not None
         return number
 
+    def knows(self, run: Run) -> bool:
+        """Whether this is the file that `run` was written to."""
+        found = self._db.execute(
+            "SELECT 1 FROM runs WHERE (id, began_at, life) = (?, ?, ?)", (run.id, run.began_at, run.life)
+        )
+        return found.fetchone() is not None
+
     def is_gone(self) -> bool:
         """Whether another file, or none, stands at the path now."""
-        return _identity(self._path) != self.identity
+        return _identity(self._path) != self._identity
 
     def prune(self, *, before: float | None, max_rows: int, run: int | None) -> int:
         """Delete what ended `before` that moment (wall clock; None: whenever) and the oldest beyond `max_rows`, some at
