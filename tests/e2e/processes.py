@@ -30,10 +30,20 @@ TAIL = 40  # lines of each stream that a failure shows
 T = TypeVar("T")
 
 
+def allowed(seconds: float) -> float:
+    """What a bound of so many seconds is on this machine just now. What is promised is promised of an idle machine with
+    two cores; one that is as slow, or as busy with other things, as a loop shows gets as much more time."""
+    began = time.monotonic()
+    for _ in range(10):
+        sum(number & 3 for number in range(IDLE_LOOP))
+    return seconds * max(1.0, (time.monotonic() - began) / IDLE_LOOP_SECONDS)
+
+
 class Late(AssertionError):
     """Something did not happen in time."""
 
 
+IDLE_LOOP, IDLE_LOOP_SECONDS = 100_000, 0.03  # what ten of so many steps take on an idle machine of 2024
 _given: set[int] = set()
 
 

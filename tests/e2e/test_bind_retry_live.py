@@ -14,6 +14,7 @@ import pytest
 from processes import (
     Client,
     Stage,
+    allowed,
     ask_echo,
     can_listen,
     dial,
@@ -50,7 +51,7 @@ def test_a_port_in_use_that_is_freed_is_live_at_the_next_attempt(stage: Stage, e
     assert (taken["attempt"], taken["max_retries"], taken["retry_after_seconds"]) == (1, 10, 2)
     began = time.monotonic()
     client.wait_healthy("web", seconds=3)
-    assert time.monotonic() - began < 2.5  # attempts are at 0 and 2 s
+    assert time.monotonic() - began < allowed(2.5)  # attempts are at 0 and 2 s
     ask_echo(port)
     words = f"Proxy 'web' bind failed (attempt 1/10): Port {port} is already in use by another process."
     logged = [line.split(" ", 2)[2] for line in server.err if "Proxy" in line or "Waiting" in line]
@@ -117,7 +118,7 @@ def test_three_proxies_with_the_middle_one_taken(stage: Stage, echo_port: int) -
         for port in ports:
             stage.until(lambda port=port: echoes(port), f"port {port} answers")
         print(f"first and third answered {time.monotonic() - began:.2f} s after the client's start")
-        assert time.monotonic() - began < 1.0 + 0.3  # a Python start is not ours to count
+        assert time.monotonic() - began < allowed(1.0 + 0.3)  # a Python start is not ours to count
         with dial(ports[0]) as held_open:
             told = client.wait_status("proxy2", status="unhealthy", reason="addr_in_use", attempt=1)
             assert told["retry_after_seconds"] == 2
@@ -270,7 +271,7 @@ def test_a_client_killed_during_a_retry_leaves_nothing_and_returns_within_a_seco
         again = stage.connect(server, *proxies, token=token)
         again.wait_healthy("web", seconds=1.5)
         print(f"ports bound again {time.monotonic() - began:.2f} s after the client's start")
-        assert time.monotonic() - began < 1.0 + 0.3  # a Python start is not ours to count
+        assert time.monotonic() - began < allowed(1.0 + 0.3)  # a Python start is not ours to count
         first = again.wait_status("busy", reason="addr_in_use")
         assert first["attempt"] == 1
         ask_echo(port)

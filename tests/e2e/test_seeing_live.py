@@ -14,7 +14,7 @@ from typing import IO
 
 import pytest
 from conftest import Pair
-from processes import LOOPBACK, Client, Stage, ask_echo, dial, echoes, free_port, http_get, read_exactly
+from processes import LOOPBACK, Client, Stage, allowed, ask_echo, dial, echoes, free_port, http_get, read_exactly
 
 STATS = {"role", "version", "sessions", "connection_pool"}
 SESSION = {"client", "since", "proxies"}
@@ -232,7 +232,7 @@ def test_readers_who_stop_reading_do_not_stop_the_tunnel(stage: Stage, echo_port
         for _ in range(50):
             visitor.sendall(b"x")
             assert read_exactly(visitor, 1) == b"x"
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < allowed(1)
     for process in (client, server):
         began = time.monotonic()
         process.terminate()
@@ -333,9 +333,9 @@ def test_a_missing_config_and_a_directory_as_one_are_told_by_name(stage: Stage) 
 @pytest.mark.slow
 def test_demo_check_tries_it_all_in_under_ten_seconds(stage: Stage) -> None:
     began = time.monotonic()
-    process = stage.run("demo", "--check", seconds=12)
+    process = stage.run("demo", "--check")
     print(f"demo --check: {time.monotonic() - began:.2f} s")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < allowed(10)
     assert process.out[-1] == "all of it works"
     assert all(line.startswith("ok  ") for line in process.out[:-1])
     assert process.err == []

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import trio
-from processes import LOOPBACK, Process, Stage, ask_echo, dial, echoes, free_port, read_all, read_exactly
+from processes import LOOPBACK, Process, Stage, allowed, ask_echo, dial, echoes, free_port, read_all, read_exactly
 from services import Services
 
 
@@ -27,7 +27,7 @@ def test_a_client_started_first_connects_within_a_second_of_the_server(stage: St
     appeared = time.monotonic()
     client.wait_healthy("web", seconds=1.5)
     print(f"connected {time.monotonic() - appeared:.2f} s after the server's 'listening on'")
-    assert time.monotonic() - appeared < 1.1
+    assert time.monotonic() - appeared < allowed(1.1)
     ask_echo(public)
 
 
@@ -49,7 +49,7 @@ def test_service_is_back_in_two_seconds_after_the_server_was_killed(stage: Stage
     again = stage.serve(state=server.state, port=server.port)
     stage.until(lambda: echoes(public), "service is back", seconds=3)
     print(f"service back {time.monotonic() - began:.2f} s after the server's start")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < allowed(2)
     assert [session["client"] for session in again.stats()["sessions"]] == ["default"]
     assert client.proxies()["web"]["visitors"] == 0
 
@@ -75,7 +75,7 @@ def test_restarts_in_order_are_as_quick_however_often(stage: Stage, echo_port: i
         server = stage.serve(state=server.state, port=server.port)
         stage.until(lambda: echoes(public), "service is back", seconds=3)
         print(f"service back {time.monotonic() - began:.2f} s after SIGTERM to the old server")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < allowed(2)
     assert "the server is stopping" in client.stderr
 
 
@@ -150,7 +150,7 @@ def test_sigterm_lets_those_inside_finish_and_refuses_new_ones(stage: Stage, ech
         began = time.monotonic()
     assert stopped.wait(5) == 0
     print(f"{side} gone {time.monotonic() - began:.2f} s after the last visitor left")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < allowed(1)
     assert "Traceback" not in stage.report()
     if side == "server":
         client.terminate()
@@ -207,7 +207,7 @@ def test_the_drain_time_ends_visitors_who_stay(stage: Stage, echo_port: int, sid
         with pytest.raises(ConnectionResetError):  # a cut is never a clean end
             read_all(visitor)
         assert stopped.wait(5) == 0
-    assert 0.4 < time.monotonic() - began < 2
+    assert 0.4 < time.monotonic() - began < allowed(2)
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ def test_a_second_signal_ends_it_at_once(stage: Stage, echo_port: int, side: str
         stopped.interrupt()
         assert stopped.wait(5) == 130
         print(f"{side} gone {time.monotonic() - began:.2f} s after the second SIGINT")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < allowed(1)
     assert "Traceback" not in stopped.stderr
 
 
@@ -241,7 +241,7 @@ def test_with_nobody_inside_one_signal_is_enough(stage: Stage, echo_port: int, n
         began = time.monotonic()
         process.send(number)
         assert process.wait(5) == 0
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < allowed(1)
         assert "Traceback" not in process.stderr
 
 

@@ -15,6 +15,7 @@ import pytest
 from processes import (
     LOOPBACK,
     Stage,
+    allowed,
     ask_echo,
     can_listen,
     dial,
@@ -89,7 +90,9 @@ def test_a_service_killed_under_traffic_costs_no_visitor_and_is_used_again(
             stage.until(lambda: pool_of(client)["quarantines"] == 1, "the quarantine")
             text = shown(stage, client)
             assert f"{LOOPBACK}:{first.port} is in quarantine after " in text
-            assert re.search("Connection (refused|reset)", text)  # reset: it was in the backlog of what was killed
+            assert re.search(
+                r"Connection (refused|reset)|validate\.reset", text
+            )  # inside its backlog
             before = pool_of(client)
             stage.until(lambda: pool_of(client)["leases"] > before["leases"] + 300, "traffic goes on")
             after = pool_of(client)
@@ -99,7 +102,7 @@ def test_a_service_killed_under_traffic_costs_no_visitor_and_is_used_again(
             back_at = time.monotonic()
             address = f"{LOOPBACK}:{first.port}"
             stage.until(lambda: not pool_of(client)["addresses"][address]["failures"], "it is well again", 8)
-            assert time.monotonic() - back_at < 6
+            assert time.monotonic() - back_at < allowed(6)
             stage.until(lambda: visit(web)[0] == "first", "it is used again", 2)
         finally:
             over.set()
@@ -202,7 +205,7 @@ def test_a_burst_of_cold_visitors_is_served_within_a_second(stage: Stage, servic
 
     for name, port in ports.items():
         with ThreadPoolExecutor(200) as visitors:
-            assert max(visitors.map(visit_once, [port] * 200)) < 1, name
+            assert max(visitors.map(visit_once, [port] * 200)) < allowed(1), name
         figures = stage.until(
             lambda name=name: (found := pool_of(client, name))["lent"] == 0 and found, "all have gone"
         )
@@ -229,13 +232,13 @@ def test_a_target_that_hangs_ends_at_its_deadline_and_delays_nobody_else(stage: 
             began = time.monotonic()
             for _ in range(20):
                 ask_echo(ports["well"])
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < allowed(1)
             assert all(1.9 < found.result(10) < 2.5 for found in waiting)
             for visitor in either:
                 visitor.result(10)
         began = time.monotonic()
         ask_echo(ports["either"])  # everybody knows by now
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < allowed(0.5)
         assert client.proxies()["alone"]["refused"] == {"dial_timeout": 5}
         assert "in quarantine after" in shown(stage, client)
 

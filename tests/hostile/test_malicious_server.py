@@ -188,7 +188,7 @@ async def test_endless_statuses_leave_the_newest_of_what_is_published_and_no_mor
 
     async with open_victim(evil, tmp_path) as victim:
         await victim.assert_well()
-        with little_memory(1.0):
+        with little_memory(2.0):  # the last 500 events are kept
             go.set()
             await said.wait()
             await until(lambda: victim.client.statuses["web"].attempt == 1999)
