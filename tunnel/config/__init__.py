@@ -76,7 +76,7 @@ HOT_TARGETS = PoolConfig(
 @frozen
 class HistoryConfig:
     """What is kept of the past (see `history`). `enabled` None: where there is a state directory; `file` None:
-    ``history.sqlite`` there. A million rows are some 150 MB; a status change is one."""
+    ``history.sqlite`` there. A million rows are some 110 MB; a status change is one."""
 
     enabled: bool | None = None
     file: Path | None = None

@@ -110,7 +110,7 @@ jitter = 0  # share of each wait, 0 to 1, that chance may take away
 listen = "127.0.0.1:8480"  # "off" for none
 
 # What is kept of each session and proxy, for `trio-tunnel history`: in the state directory, unless said otherwise. A
-# change of a status is a row, and a million rows are some 150 MB.
+# change of a status is a row, and a million rows are some 110 MB.
 #[history]
 #enabled = true
 #file = "/var/lib/trio-tunnel/history.sqlite"

@@ -22,11 +22,11 @@ from tunnel.history.store import MIGRATIONS, check_ours
 ALIVE_SECONDS = 90.0  # a process that has told nothing for so long has ended: two signs of life were due
 # Where a run's moments stand in the wall clock's time, and until when it is known: now, if it is alive.
 _PLACED = """
-    WITH told AS (
+    WITH told AS MATERIALIZED (
         SELECT *, last_at - last AS start,
             NOT stopped AND abs(:until - last_at) <= :alive AND may_live(life) AS alive
         FROM runs
-    ), placed AS (SELECT *, CASE WHEN alive THEN :until ELSE last_at END AS known FROM told)
+    ), placed AS MATERIALIZED (SELECT *, CASE WHEN alive THEN :until ELSE last_at END AS known FROM told)
 """
 
 
