@@ -185,6 +185,12 @@ class TlsStream(trio.abc.Stream):
         """The peer's, in DER, once hands were shaken; empty if it showed none."""
         return self._tls.getpeercert(binary_form=True) or b""
 
+    @property
+    def cipher(self) -> str:
+        """What was agreed on, such as ``TLSv1.3 TLS_AES_256_GCM_SHA384``."""
+        used = self._tls.cipher()
+        return f"{self._tls.version()} {used[0] if used else ''}".strip()
+
     async def do_handshake(self, check: Callable[[ssl.SSLObject], None] | None = None) -> None:
         """Shake hands, then `check` the peer before anything more is sent: if it raises, the peer sees only an end.
 

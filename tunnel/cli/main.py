@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from tunnel.cli.close import close
+from tunnel.cli.doctor import doctor
 from tunnel.cli.events import events
 from tunnel.cli.healthcheck import healthcheck
 from tunnel.cli.history import history
@@ -263,3 +264,4 @@ cli.add_command(history)
 cli.add_command(healthcheck)
 cli.add_command(close)
 cli.add_command(events)
+cli.add_command(doctor)

@@ -23,7 +23,7 @@ ANSWER_SECONDS = 8.0  # for proxy and server together: less than a dial's 10 s, 
 MAX_HEAD_BYTES = 16 * 1024
 MAX_SHOWN = 100  # characters of what a proxy said
 AUTH_REMEDY = "put user:password in a file and name it in proxy_auth_file, or in TRIO_TUNNEL_PROXY_AUTH"
-_PROXY_AUTH, _NOT_LET_THROUGH = 407, range(400, 500)
+_PROXY_AUTH, _NO_CONNECT, _NOT_LET_THROUGH = 407, (405, 501), range(400, 500)
 _SOCKS_NOT_ALLOWED, _SOCKS_CANNOT = 2, (7, 8)  # RFC 1928 §6: by its rules; command or kind of address unknown to it
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ async def _in_time(proxy: ForwardProxy, to: HostPort, act: Awaitable[T]) -> T:
     with trio.move_on_after(ANSWER_SECONDS):
         return await act
     word = f"the proxy {proxy} gave no answer about {to} within {ANSWER_SECONDS:g} s"
-    raise PeerLost(f"{word}; it is not there, or nothing answers it")
+    raise PeerLost(f"{word}; it is down, or what is behind it does not answer")
 
 
 # HTTP
@@ -107,6 +107,9 @@ def _http_refusal(proxy: ForwardProxy, to: HostPort, answer: h11.Response) -> Tu
     if answer.status_code == _PROXY_AUTH:
         offered = [value for name, value in answer.headers if name == b"proxy-authenticate"]
         return _auth_refusal(proxy, said, {_plain(value).partition(" ")[0].lower() for value in offered})
+    if answer.status_code in _NO_CONNECT:
+        word = f"what listens at {proxy.where} knows no CONNECT ({said})"
+        return Refused("proxy_refused", f"{word}; name a proxy for HTTPS, or write socks5h:// if it is one", trust=True)
     if answer.status_code in _NOT_LET_THROUGH:
         return _not_let_through(proxy, to, said)
     if answer.status_code < 400:
