@@ -11,9 +11,10 @@ from typing import NoReturn
 
 import trio
 
+from tunnel.addresses import HostPort
 from tunnel.client.dialer import Dialer
 from tunnel.client.resolver import ServerAddress
-from tunnel.config import ClientConfig, ProxyConfig
+from tunnel.config import ClientConfig
 from tunnel.control import ControlChannel, open_client_control
 from tunnel.doctor.findings import STEP_SECONDS, Report, parts
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
@@ -207,9 +208,8 @@ class _Visit:
 
     async def _publish(self) -> None:
         """All proxies at once, for a moment."""
-        wanted = {proxy.name: _spec(proxy) for proxy in self._config.proxies} or {PROBE: ProxySpec(PROBE, "0.0.0.0", 0)}  # noqa: S104
-        specs = tuple(_unvisited(spec) for spec in wanted.values())
-        await self._control.send(ProxySet(1, specs))
+        wanted = {proxy.name: proxy.publish for proxy in self._config.proxies} or {PROBE: HostPort("0.0.0.0", 0)}  # noqa: S104
+        await self._control.send(ProxySet(1, tuple(_spec(name, publish) for name, publish in wanted.items())))
         for name in wanted:
             await self._control.send(TargetHealth(name, False, LOOKING))
         with trio.move_on_after(STEP_SECONDS):
@@ -238,13 +238,9 @@ class _Visit:
             self._report.warn("port", message, "name the proxies that are meant, with -c client.toml or -p")
 
 
-def _spec(proxy: ProxyConfig) -> ProxySpec:
-    return ProxySpec(proxy.name, proxy.publish.host, proxy.publish.port)
-
-
-def _unvisited(spec: ProxySpec) -> ProxySpec:
-    """With a target that is checked, so that visitors are turned away while it is looked at."""
-    return ProxySpec(spec.name, spec.publish_addr, spec.publish_port, checked=True, target="trio-tunnel doctor")
+def _spec(name: str, publish: HostPort) -> ProxySpec:
+    """With a target that is checked, so that it can be said to be down."""
+    return ProxySpec(name, publish.host, publish.port, checked=True, target="trio-tunnel doctor")
 
 
 def _end(goodbye: Goodbye) -> NoReturn:
