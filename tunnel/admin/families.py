@@ -8,38 +8,24 @@ process lives.
 import platform
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from typing import Literal
 
 import trio
 from attrs import field, frozen
 
 from tunnel.admin.counts import EventCounts
+from tunnel.admin.family import PREFIX, Family, Values, counter, counters, gauge, gauges, histogram, labelled_counter
 from tunnel.messages import Farewell, Reason, Status
 from tunnel.meters import BindMeters, Distribution, GateMeters, Meters, PoolMeters, RelayMeters
 from tunnel.snapshot import ProxyView
 
-PREFIX = "trio_tunnel_"
 BIND_REASONS = (  # told from the start: what is absent at first has no increase when it comes
     Reason.ADDR_IN_USE, Reason.PERMISSION_DENIED, Reason.ADDR_NOT_AVAILABLE, Reason.OUT_OF_DESCRIPTORS,
     Reason.OUT_OF_MEMORY, Reason.OS_ERROR, Reason.MALFORMED_ADDR, Reason.FAMILY_NOT_SUPPORTED, Reason.NOT_ALLOWED,
 )  # fmt: skip
+CAUSES = ("age", "idle", "dead", "lost", "used", "removed", "bad")  # why a pool's connection leaves, likewise
 ENDS = {"server": (*Farewell, "goodbye", "lost", "closed"), "client": ("lost",)}  # of sessions, likewise
-BOUNDS = (1e-4, 100.0)  # seconds; buckets beyond them are left out, for they are empty or all say the same
-
-Kind = Literal["counter", "gauge", "histogram", "info"]
-Sample = tuple[str, Mapping[str, str], float]  # what is added to the family's name, labels, value
-
-
-@frozen
-class Family:
-    """`samples` may be made one by one: there are as many as proxies."""
-
-    name: str
-    kind: Kind
-    text: str
-    samples: Iterable[Sample]
 
 
 @frozen(kw_only=True)
@@ -76,54 +62,52 @@ def _process(meters: Meters, scrape: Scrape) -> Iterator[Family]:
         "trio": trio.__version__, "openssl": ssl.OPENSSL_VERSION,
     }  # fmt: skip
     yield Family(f"{PREFIX}build", "info", "What runs here, and on what.", [("_info", about, 1)])
-    yield _gauge("ready", "1 if new visitors (a server: clients) would be served, as /readyz says.", meters.is_ready)
-    yield _gauge("draining", "1 while it stops gracefully.", meters.is_draining)
+    yield gauge("ready", "1 if new visitors (a server: clients) would be served, as /readyz says.", meters.is_ready)
+    yield gauge("draining", "1 while it stops gracefully.", meters.is_draining)
     if meters.certificate_ends is not None:
         text = "When the server's certificate ends, in seconds since 1970; at a client, of the one it saw last."
-        yield _gauge("certificate_expiry_timestamp_seconds", text, meters.certificate_ends)
+        yield gauge("certificate_expiry_timestamp_seconds", text, meters.certificate_ends)
     counts = scrape.counts
-    yield _counters("config_reloads", "Times the configuration was read again.", "result", counts.reloads)
-    yield _gauge("config_last_reload_successful", "0 if the last one was refused.", counts.last_reload_worked)
+    yield counters("config_reloads", "Times the configuration was read again.", "result", counts.reloads)
+    yield gauge("config_last_reload_successful", "0 if the last one was refused.", counts.last_reload_worked)
     text = "When the configuration in force was read, in seconds since 1970."
-    yield _gauge("config_last_reload_success_timestamp_seconds", text, counts.last_load_at)
+    yield gauge("config_last_reload_success_timestamp_seconds", text, counts.last_load_at)
     text = "How late the event loop wakes a sleeper, asked twice a second."
-    yield _histogram("event_loop_delay_seconds", text, scrape.lateness)
+    yield histogram("event_loop_delay_seconds", text, scrape.lateness)
 
 
 def _sessions(meters: Meters, counts: EventCounts) -> Iterator[Family]:
     living = {session.client: session for session in meters.sessions}
     known = list(dict.fromkeys([*counts.clients, *living])) or ([meters.client] if meters.role == "client" else [])
-    yield _gauge("sessions", "Sessions that are up.", len(living))
+    yield gauge("sessions", "Sessions that are up.", len(living))
     text = "1 while this client, seen since the process started, has a session; 0 once it has none."
-    yield _gauges("session_up", text, ((_client(name), name in living) for name in known))
+    yield gauges("session_up", text, ((_client(name), name in living) for name in known))
     started = ((_client(name), datetime.fromisoformat(one.since).timestamp()) for name, one in living.items())
-    yield _gauges("session_start_timestamp_seconds", "When the session began, in seconds since 1970.", started)
+    yield gauges("session_start_timestamp_seconds", "When the session began, in seconds since 1970.", started)
     channels = ((_client(name), one.channels) for name, one in living.items())
-    yield _gauges("session_data_channels", "Data channels of the session.", channels)
+    yield gauges("session_data_channels", "Data channels of the session.", channels)
     trips = ((_client(name), one.round_trip) for name, one in living.items() if one.round_trip is not None)
     text = "Round trip of the session's quickest data channel, measured by pings."
-    yield _gauges("session_round_trip_seconds", text, trips)
-    yield _counter("sessions_started", "Sessions that began.", counts.sessions_started)
+    yield gauges("session_round_trip_seconds", text, trips)
+    yield counter("sessions_started", "Sessions that began.", counts.sessions_started)
     ended = {**dict.fromkeys(map(str, ENDS[meters.role]), 0), **counts.sessions_ended}
-    yield _counters("sessions_ended", "Sessions that ended.", "reason", ended)
+    yield counters("sessions_ended", "Sessions that ended.", "reason", ended)
 
 
 def _proxies(scrape: Scrape) -> Iterator[Family]:
     rows = scrape.proxies
     states = {str(status): scrape.states[status] for status in Status}
-    yield _gauges("proxies", "Proxies by status.", (({"status": status}, n) for status, n in states.items()))
-    yield _gauge("proxies_untold", "Proxies too many to be told one by one; they count elsewhere.", scrape.untold)
+    yield gauges("proxies", "Proxies by status.", (({"status": status}, n) for status, n in states.items()))
+    yield gauge("proxies_untold", "Proxies too many to be told one by one; they count elsewhere.", scrape.untold)
     changes = (({"status": s, "reason": r}, float(n)) for (s, r), n in sorted(scrape.counts.status_changes.items()))
-    yield Family(
-        f"{PREFIX}status_changes", "counter", "Times a proxy's status was told anew, each attempt to bind among them.",
-        [("_total", labels, number) for labels, number in changes],
-    )  # fmt: skip
-    yield _gauges("proxy_up", "1 if the proxy is healthy.", _each(rows, lambda view: view.status == Status.HEALTHY))
+    text = "Times a proxy's status was told anew, each failed attempt to bind among them."
+    yield labelled_counter("status_changes", text, changes)
+    yield gauges("proxy_up", "1 if the proxy is healthy.", _each(rows, lambda view: view.status == Status.HEALTHY))
     about = (("_info", {**_labels(client, view), **_standing(view)}, 1) for client, view in rows)
     yield Family(f"{PREFIX}proxy_status", "info", "How the proxy stands, and where it is published.", about)
     text = "Attempts to bind that have failed since the last success, or since retrying began anew."
-    yield _gauges("proxy_failed_attempts", text, _each(rows, lambda view: view.attempt))
-    yield _gauges("proxy_visitors", "Visitors inside.", _each(rows, lambda view: view.visitors))
+    yield gauges("proxy_failed_attempts", text, _each(rows, lambda view: view.attempt))
+    yield gauges("proxy_visitors", "Visitors inside.", _each(rows, lambda view: view.visitors))
     figures: tuple[tuple[str, str, Callable[[ProxyView], float]], ...] = (
         ("proxy_visitors_accepted", "Visitors that came.", lambda view: view.visitors_total),
         ("proxy_visitors_refused", "Visitors that could not be served.", lambda view: sum(view.refused.values())),
@@ -131,8 +115,7 @@ def _proxies(scrape: Scrape) -> Iterator[Family]:
         ("proxy_sent_bytes", "Bytes that went to visitors.", lambda view: view.bytes_out),
     )
     for name, text, figure in figures:
-        samples = (("_total", labels, value) for labels, value in _each(rows, figure))
-        yield Family(f"{PREFIX}{name}", "counter", f"{text} Begins anew with each session.", samples)
+        yield labelled_counter(name, f"{text} Begins anew with each session.", _each(rows, figure))
 
 
 def _standing(view: ProxyView) -> dict[str, str]:
@@ -143,49 +126,49 @@ def _standing(view: ProxyView) -> dict[str, str]:
 def _visitors(meters: Meters) -> Iterator[Family]:
     relay, is_server = meters.relay, meters.role == "server"
     received, sent = (relay.read, relay.written) if is_server else (relay.written, relay.read)
-    yield _gauge("visitors", "Visitors inside.", relay.visitors)
+    yield gauge("visitors", "Visitors inside.", relay.visitors)
     if relay.visitors_limit is not None:
-        yield _gauge("visitors_limit", "How many can be inside; more wait in the kernel.", relay.visitors_limit)
-    yield _counter("visitors_accepted", "Visitors that came.", relay.visitors_total)
-    yield _counters("visitors_refused", "Visitors that could not be served.", "reason", relay.refused)
-    yield _counters("visitors_cut", "Visitors that were served and did not end cleanly.", "reason", relay.cut)
-    yield _counter("received_bytes", "Bytes that came from visitors.", received)
-    yield _counter("sent_bytes", "Bytes that went to visitors.", sent)
+        yield gauge("visitors_limit", "How many can be inside; more wait in the kernel.", relay.visitors_limit)
+    yield counter("visitors_accepted", "Visitors that came.", relay.visitors_total)
+    yield counters("visitors_refused", "Visitors that could not be served.", "reason", relay.refused)
+    yield counters("visitors_cut", "Visitors that were served and did not end cleanly.", "reason", relay.cut)
+    yield counter("received_bytes", "Bytes that came from visitors.", received)
+    yield counter("sent_bytes", "Bytes that went to visitors.", sent)
     if is_server:
         text = "From accepting a visitor to the first byte back; a visitor that waits before it asks waits here, too."
-        yield _histogram("first_byte_duration_seconds", text, relay.first_bytes)
+        yield histogram("first_byte_duration_seconds", text, relay.first_bytes)
     else:
         text = "From hearing of a visitor to a connection to its target."
-        yield _histogram("dial_duration_seconds", text, relay.dials)
+        yield histogram("dial_duration_seconds", text, relay.dials)
 
 
 def _relay(relay: RelayMeters) -> Iterator[Family]:
     channels = (({"state": state}, number) for state, number in relay.channels.items())
-    yield _gauges("data_channels", "Data channels by state.", channels)
-    yield _counter("data_channels_opened", "Data channels that began.", relay.channels_opened)
-    yield _counters("data_channels_ended", "Data channels that ended.", "how", relay.channels_ended)
-    yield _counter("relay_turns", "Turns of the relay; one handles every socket that is ready.", relay.turns)
-    yield _counter("relay_errors", "Errors that ended one stream or channel and nothing else.", relay.errors)
-    yield _gauge("relay_buffer_bytes", "Receive windows promised to visitors' streams.", relay.buffer_bytes)
-    yield _gauge("relay_buffer_limit_bytes", "How much may be promised in all.", relay.buffer_limit)
+    yield gauges("data_channels", "Data channels by state.", channels)
+    yield counter("data_channels_opened", "Data channels that began.", relay.channels_opened)
+    yield counters("data_channels_ended", "Data channels that ended.", "how", relay.channels_ended)
+    yield counter("relay_turns", "Turns of the relay; one handles every socket that is ready.", relay.turns)
+    yield counter("relay_errors", "Errors that ended one stream or channel and nothing else.", relay.errors)
+    yield gauge("relay_buffer_bytes", "Receive windows promised to visitors' streams.", relay.buffer_bytes)
+    yield gauge("relay_buffer_limit_bytes", "How much may be promised in all.", relay.buffer_limit)
     text = "Proxies whose new visitors wait in the kernel for a bound."
-    yield _gauge("relay_paused_listeners", text, relay.paused_listeners)
+    yield gauge("relay_paused_listeners", text, relay.paused_listeners)
 
 
 def _pools(pools: list[PoolMeters]) -> Iterator[Family]:
-    def each(figure: Callable[[PoolMeters], float]) -> Iterator[tuple[Mapping[str, str], float]]:
+    def each(figure: Callable[[PoolMeters], float]) -> Values:
         return (({"pool": pool.kind, "proxy": pool.proxy}, figure(pool)) for pool in pools)
 
-    def by(label: str, figures: Callable[[PoolMeters], Mapping[str, int]]) -> Iterator[tuple[Mapping[str, str], float]]:
+    def by(label: str, figures: Callable[[PoolMeters], Mapping[str, int]]) -> Values:
         for pool in pools:
             for word, number in figures(pool).items():
                 yield {"pool": pool.kind, "proxy": pool.proxy, label: word}, number
 
     if not pools:
         return
-    yield _gauges("pool_connections", "Connections of the pool by state.", by("state", lambda pool: pool.states))
-    yield _gauges("pool_waiting", "Who waits for a connection.", each(lambda pool: pool.waiting))
-    yield _gauges("pool_lent", "Leases that were not given back.", each(lambda pool: pool.lent))
+    yield gauges("pool_connections", "Connections of the pool by state.", by("state", lambda pool: pool.states))
+    yield gauges("pool_waiting", "Who waits for a connection.", each(lambda pool: pool.waiting))
+    yield gauges("pool_lent", "Leases that were not given back.", each(lambda pool: pool.lent))
     totals: tuple[tuple[str, str, Callable[[PoolMeters], float]], ...] = (
         ("pool_leases", "Leases given.", lambda pool: pool.leases),
         ("pool_hits", "Leases on a connection that was ready.", lambda pool: pool.hits),
@@ -195,24 +178,26 @@ def _pools(pools: list[PoolMeters]) -> Iterator[Family]:
         ("pool_quarantines", "Times an address was left alone for a while.", lambda pool: pool.quarantines),
     )
     for name, text, figure in totals:
-        yield _labelled_counter(name, text, each(figure))
-    yield _labelled_counter("pool_failures", "Openings that failed.", by("fault", lambda pool: pool.failures))
-    yield _labelled_counter("pool_retired", "Connections that left.", by("cause", lambda pool: pool.retired))
+        yield labelled_counter(name, text, each(figure))
+    yield labelled_counter("pool_failures", "Openings that failed.", by("fault", lambda pool: pool.failures))
+    yield labelled_counter(
+        "pool_retired", "Connections that left.", by("cause", lambda pool: {**dict.fromkeys(CAUSES, 0), **pool.retired})
+    )
 
 
 def _binds(binds: BindMeters) -> Iterator[Family]:
-    yield _counter("bind_attempts", "Attempts to bind a proxy's public address.", binds.attempts)
-    yield _counter("bind_retries", "Those of them that followed a failure.", binds.retries)
+    yield counter("bind_attempts", "Attempts to bind a proxy's public address.", binds.attempts)
+    yield counter("bind_retries", "Those of them that followed a failure.", binds.retries)
     failures = {**dict.fromkeys(map(str, BIND_REASONS), 0), **binds.failures}
-    yield _counters("bind_failures", "Those of them that failed.", "reason", failures)
+    yield counters("bind_failures", "Those of them that failed.", "reason", failures)
 
 
 def _gate(gate: GateMeters) -> Iterator[Family]:
-    yield _gauge("gate_strangers", "Connections that have not proved anything yet.", gate.strangers)
-    yield _gauge("gate_handshakes", "TLS handshakes under way.", gate.handshakes)
-    yield _gauge("gate_penalised_sources", "Sources with a penalty on their account.", gate.penalised_sources)
-    yield _counter("gate_logins", "Good tokens and tickets.", gate.logins)
-    yield _counters("gate_refusals", "Connections that came to nothing.", "reason", gate.refusals)
+    yield gauge("gate_strangers", "Connections that have not proved anything yet.", gate.strangers)
+    yield gauge("gate_handshakes", "TLS handshakes under way.", gate.handshakes)
+    yield gauge("gate_penalised_sources", "Sources with a penalty on their account.", gate.penalised_sources)
+    yield counter("gate_logins", "Good tokens and tickets.", gate.logins)
+    yield counters("gate_refusals", "Connections that came to nothing.", "reason", gate.refusals)
 
 
 def _client(name: str) -> dict[str, str]:
@@ -223,37 +208,5 @@ def _labels(client: str, view: ProxyView) -> dict[str, str]:
     return {"client": client, "proxy": view.name}
 
 
-def _each(
-    rows: list[tuple[str, ProxyView]], figure: Callable[[ProxyView], float]
-) -> Iterator[tuple[Mapping[str, str], float]]:
+def _each(rows: list[tuple[str, ProxyView]], figure: Callable[[ProxyView], float]) -> Values:
     return ((_labels(client, view), figure(view)) for client, view in rows)
-
-
-def _gauge(name: str, text: str, value: float) -> Family:
-    return Family(PREFIX + name, "gauge", text, [("", {}, value)])
-
-
-def _gauges(name: str, text: str, values: Iterable[tuple[Mapping[str, str], float]]) -> Family:
-    return Family(PREFIX + name, "gauge", text, (("", labels, value) for labels, value in values))
-
-
-def _counter(name: str, text: str, value: float) -> Family:
-    return Family(PREFIX + name, "counter", text, [("_total", {}, value)])
-
-
-def _counters(name: str, text: str, label: str, values: Mapping[str, int]) -> Family:
-    return _labelled_counter(name, text, (({label: word}, number) for word, number in sorted(values.items())))
-
-
-def _labelled_counter(name: str, text: str, values: Iterable[tuple[Mapping[str, str], float]]) -> Family:
-    return Family(PREFIX + name, "counter", text, (("_total", labels, value) for labels, value in values))
-
-
-def _histogram(name: str, text: str, found: Distribution) -> Family:
-    samples: list[Sample] = []
-    for bound, below in found.buckets:
-        if BOUNDS[0] * 0.99 < bound < BOUNDS[1] * 1.01:
-            samples.append(("_bucket", {"le": f"{bound:.3g}"}, below))
-    count = found.buckets[-1][1]
-    samples += [("_bucket", {"le": "+Inf"}, count), ("_count", {}, count), ("_sum", {}, found.sum)]
-    return Family(PREFIX + name, "histogram", text, samples)
