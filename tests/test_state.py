@@ -424,3 +424,51 @@ def test_state_needs_no_event_loop_and_no_cryptography():
     script = "import sys, tunnel.state; print({'trio', 'cryptography', 'ssl', 'tunnel.faults'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert ran.stdout == "set()\n"
+
+
+# Root for a service whose user systemd made up
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may act for another user")
+
+
+@pytest.fixture
+def of_a_service(path):
+    """A state directory as DynamicUser= has it."""
+    StateDir.open(path).new_token("home")
+    for each in (path, *path.iterdir()):
+        os.chown(each, 54321, 54321)
+    return path
+
+
+@as_root
+def test_root_makes_tokens_for_a_service_and_what_it_writes_is_the_services(of_a_service):
+    state = StateDir.open(of_a_service, for_owner=True)
+    state.new_token("office")
+    state.revoke_token("home")
+    state.admin_token()
+    assert {grant.name for grant in state.grants()} == {"office"}
+    assert {each.name: each.stat().st_uid for each in of_a_service.iterdir()} == {
+        "admin.token": 54321, "revoked.json": 54321, "tokens.json": 54321,
+    }  # fmt: skip
+
+
+@as_root
+def test_root_reads_nothing_that_a_services_directory_only_points_to(of_a_service, tmp_path):
+    elsewhere = tmp_path / "secret"
+    elsewhere.write_text("{}")
+    elsewhere.chmod(0o600)
+    (of_a_service / "tokens.json").unlink()
+    (of_a_service / "tokens.json").symlink_to(elsewhere)
+    with pytest.raises(TunnelError, match="symbolic links"):
+        StateDir.open(of_a_service, for_owner=True).grants()
+    (of_a_service / "tokens.json").unlink()
+    os.link(elsewhere, of_a_service / "tokens.json")  # root's own, put there by another name
+    with pytest.raises(TunnelError, match="other users may read or write"):
+        StateDir.open(of_a_service, for_owner=True).grants()
+
+
+def test_whoever_is_not_root_acts_for_nobody_else(path, monkeypatch):
+    path.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    with pytest.raises(TunnelError, match="belongs to user"):
+        StateDir.open(path, for_owner=True)

@@ -67,18 +67,20 @@ def default_state_dir() -> Path:
 class StateDir:
     """An opened state directory. Safe to use from several threads and processes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: int | None = None) -> None:
         self.path = path
-        self._files = StateFiles(path)
+        self._files = StateFiles(path, owner)
         self._ports: dict[str, int] | None = (
             None  # as in ports.json, which only the server writes; replaced, not changed
         )
 
     @classmethod
-    def open(cls, path: Path) -> "StateDir":
-        """Makes the directory if need be; refuses one that others may write or that belongs to another user."""
-        make_private(path)
-        return cls(path)
+    def open(cls, path: Path, *, for_owner: bool = False) -> "StateDir":
+        """Makes the directory if need be; refuses one that others may write or that belongs to another user.
+
+        With `for_owner` root may act for that user: what it writes there is the user's.
+        """
+        return cls(path, make_private(path, for_owner=for_owner))
 
     # Tokens
 

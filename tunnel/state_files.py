@@ -21,8 +21,11 @@ MAX_FILE_BYTES = 8 * 1024 * 1024  # three times what `state.MAX_TOKENS` of the l
 LOCK_SECONDS = 5.0  # others hold it for one write, which takes milliseconds
 
 
-def make_private(path: Path) -> None:
-    """Makes the directory if need be; refuses one that others may write or that belongs to another user."""
+def make_private(path: Path, *, for_owner: bool = False) -> int:
+    """Makes the directory if need be; refuses one that others may write or that belongs to another user.
+
+    Returns whose it is. `for_owner`: root may act for that user, as for a service whose user systemd made up.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
@@ -32,13 +35,14 @@ def make_private(path: Path) -> None:
         raise TunnelError(
             f"state directory {path} cannot be made: {exc.strerror}; make it, or name another with --state-dir"
         ) from exc
-    if found.st_uid != os.geteuid():
+    if found.st_uid != os.geteuid() and not (for_owner and os.geteuid() == 0):
         raise TunnelError(
             f"state directory {path} belongs to user {_user(found.st_uid)}, and this is {_user(os.geteuid())}; "
             f"run as {_user(found.st_uid)}, or name another directory with --state-dir"
         )
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise TunnelError(f"other users may write in state directory {path}; run: chmod 700 {path}")
+    return found.st_uid
 
 
 def file_stamp(path: Path) -> object:
@@ -51,10 +55,17 @@ def file_stamp(path: Path) -> object:
 
 
 class StateFiles:
-    """The files of one directory. Safe to use from several threads and processes."""
+    """The files of one directory, which are `owner`'s (None: whose this process is). Safe to use from several threads
+    and processes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: int | None = None) -> None:
         self.path = path
+        self._owner = os.geteuid() if owner is None else owner
+
+    @property
+    def _no_links(self) -> int:
+        """Root reads nothing that another user's directory only points to."""
+        return 0 if self._owner == os.geteuid() else os.O_NOFOLLOW
 
     def stamp(self, name: str) -> object:
         """Changes when the file is replaced, comes or goes."""
@@ -79,7 +90,8 @@ class StateFiles:
         """The file's content, None if there is none. Refuses one that is not ours alone."""
         path = self.path / name
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not make us wait
+            # A FIFO must not make us wait.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | self._no_links)
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -89,11 +101,11 @@ class StateFiles:
             if not stat.S_ISREG(found.st_mode):
                 raise TunnelError(f"{path} is not a file; move it away")
             others = 0o022 if name.endswith(".crt") else 0o077  # a certificate is no secret
-            if found.st_uid != os.geteuid() or found.st_mode & others:
+            if found.st_uid != self._owner or found.st_mode & others:
                 what = "write" if others == 0o022 else "read or write"
                 raise TunnelError(
                     f"other users may {what} {path}; make sure that nobody did, then run: "
-                    f"chown {_user(os.geteuid())} {path} && chmod 600 {path}"
+                    f"chown {_user(self._owner)} {path} && chmod 600 {path}"
                 )
             try:
                 content = file.read(MAX_FILE_BYTES + 1)
@@ -109,6 +121,8 @@ class StateFiles:
         try:
             aside.unlink(missing_ok=True)  # from a process that was killed while it wrote
             with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                if self._owner != os.geteuid():
+                    os.fchown(file.fileno(), self._owner, -1)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

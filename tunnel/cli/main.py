@@ -28,6 +28,7 @@ from tunnel.cli.options import (
     via_option,
 )
 from tunnel.cli.retry import retry
+from tunnel.cli.service import service
 from tunnel.cli.status import status
 from tunnel.cli.token import token
 from tunnel.errors import ConfigError, Refused, TunnelError
@@ -260,6 +261,7 @@ def init(kind: Any, output: Path | None) -> None:
 cli.add_command(status)
 cli.add_command(retry)
 cli.add_command(token)
+cli.add_command(service)
 cli.add_command(history)
 cli.add_command(healthcheck)
 cli.add_command(close)

@@ -47,7 +47,7 @@ def with_state(state_dir: Path | None, act: Callable[[Any], Any], *, make: bool 
     if not make and not os.path.lexists(path):
         raise TunnelError(f"there is no state directory {path}; name the server's with --state-dir")
     try:
-        return act(StateDir.open(path))
+        return act(StateDir.open(path, for_owner=True))
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
 

@@ -43,7 +43,7 @@ def as_passed(path: Path) -> Path:
     if folder is None:
         return path
     passed = folder / credential_name(path)
-    return passed if passed.is_file() else path
+    return passed if os.path.isfile(passed) else path
 
 
 @contextmanager
