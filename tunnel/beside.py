@@ -68,8 +68,8 @@ async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, 
         log.info("admin address: http://%s:%d", *listener.socket.getsockname()[:2])
     role = "server" if isinstance(config, ServerConfig) else "client"
     site = AdminSource(
-        role, source.views, source.is_ready, source.retry, _admin_token(config), source.stats, where.host,
-        source.close_session,
+        role, source.views, source.is_ready, source.retry, _admin_token(config), source.stats,
+        (where.host, *config.admin_hosts), source.close_session,
     )  # fmt: skip
     live = Live(source, role=role, can_write=bool(site.token))
     side.start_soon(live.run, name="dashboard")

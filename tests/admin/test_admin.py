@@ -35,7 +35,7 @@ def make_source(**changes: object) -> AdminSource:
         "ready": lambda: True,
         "retry": retry,
         "token": TOKEN,
-        "name": "tunnel.example.com",
+        "hosts": ("tunnel.example.com", "Server."),
     }
     return AdminSource(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -152,7 +152,7 @@ async def test_another_method_is_told_which_are_allowed(where: HostPort) -> None
 
 
 @pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST:80", "127.0.0.1:8480", "[::1]", "10.0.0.7", "Tunnel.Example.com"]
+    "host", ["localhost", "LOCALHOST:80", "127.0.0.1:8480", "[::1]", "10.0.0.7", "Tunnel.Example.com", "server:8480"]
 )
 async def test_our_own_hosts_are_served(where: HostPort, host: str) -> None:
     assert (await ask(where, "GET /healthz", host=host))[0] == 200

@@ -122,6 +122,7 @@ max_retries = 0
 jitter = 0.5
 [admin]
 listen = "127.0.0.1:9000"
+hosts = ["tunnel.internal", "server"]
 [limits]
 drain_seconds = 0
 buffer_budget = 1048576
@@ -158,6 +159,7 @@ publish_port = 0
 target = "22"
 [admin]
 listen = "127.0.0.1"
+hosts = ["client"]
 [limits]
 dial_seconds = 4.5
 [tls]
@@ -185,6 +187,7 @@ def test_a_server_file_with_every_key_gives_just_that(folder: Path) -> None:
         clients=(home, Grant("lab", bytes(32))),
         bind_retry=RetryPolicy(initial_delay=1, factor=1.5, max_delay=9, max_retries=0, jitter=0.5),
         admin=HostPort("127.0.0.1", 9000),
+        admin_hosts=("tunnel.internal", "server"),
         limits=Limits(drain_seconds=0, buffer_budget=1048576),
         client_ca_file=folder / "ca.pem",
         tls_min_version="1.2",
@@ -204,6 +207,7 @@ def test_a_client_file_with_every_key_gives_just_that(folder: Path) -> None:
             ProxyConfig("ssh", HostPort("0.0.0.0", 0), (Target("tcp", "127.0.0.1", 22),)),
         ),
         admin=HostPort("127.0.0.1", 8480),
+        admin_hosts=("client",),
         state_dir=folder / "state",
         data_channels=attrs.evolve(DATA_CHANNELS, min=3),
         limits=Limits(dial_seconds=4.5),
@@ -385,6 +389,7 @@ SERVER_MISTAKES = [
     ('[bind_retry]\ntype = "linear"\nsteps = 1', 3, "bind_retry.steps", "is not a key here"),
     ('[admin]\nlisten = "on"', None, None, None),  # a host name, as good as any
     ('[admin]\nlisten = "8480"', 2, "admin.listen", "is not a host"),
+    ('[admin]\nhosts = ["a", "a:80"]', 2, "admin.hosts[1]", "is not a host"),
     ("[admin]\nlisten = false", 2, "admin.listen", "is true or false, not a text"),
     ("[limits]\ndial_seconds = 0", 2, "limits.dial_seconds", "is out of range"),
     ("[limits]\nbuffer_budget = 1", 2, "limits.buffer_budget", "is out of range"),

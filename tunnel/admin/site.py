@@ -34,7 +34,7 @@ class AdminSource:
 
     `retry` takes NAME or CLIENT/NAME and returns what it restarted, `close` a client's name and returns whose sessions
     it ended; LookupError: nothing has that name, ValueError: several have, or it cannot be done now. An empty `token`
-    refuses every write. `name` is one more Host that is ours, beside IPs and localhost.
+    refuses every write. `hosts` are further Hosts that are ours, beside IPs and localhost; none by default.
     """
 
     role: str  # "server" or "client"
@@ -43,7 +43,7 @@ class AdminSource:
     retry: Callable[[str], list[str]]
     token: str = field(repr=False)
     extra_stats: Callable[[], dict[str, Any]] = dict
-    name: str = ""
+    hosts: tuple[str, ...] = ()
     close: Callable[[str], list[str]] = lambda client: _no_session(client)
 
 
@@ -102,11 +102,13 @@ class Site:
 
     def __init__(self, source: AdminSource, more: Iterable[Route] = ()) -> None:
         self._source = source
+        self._hosts = frozenset(host.rstrip(".").lower() for host in source.hosts)
         self._routes = (*_own_routes(source), *more)
 
     async def answer(self, request: Request) -> Response:
         if not self._is_our_host(request.headers.get("host")):
-            return error_response(421, "this Host is not served here; use the IP address or localhost")
+            hint = "this Host is not served here; use the IP address or localhost, or put its name into [admin] hosts"
+            return error_response(421, hint)
         methods = {route.method: route.handler for route in self._routes if route.path == request.path}
         if not methods:
             paths = ", ".join(sorted({route.path for route in self._routes if not route.path.startswith("/static/")}))
@@ -130,7 +132,7 @@ class Site:
             name = parse_host_port(host, default_port=80).host.rstrip(".").lower()
         except ValueError:
             return False
-        return is_ip(name) or name == "localhost" or (bool(self._source.name) and name == self._source.name.lower())
+        return is_ip(name) or name == "localhost" or name in self._hosts
 
     def _refuse_write(self, request: Request) -> Response | None:
         origin, host = request.headers.get("origin"), request.headers.get("host", "")

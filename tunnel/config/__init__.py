@@ -117,6 +117,7 @@ class ServerConfig:
     bind_retry: Policy = RetryPolicy()
     admin: HostPort | None = None
     admin_required: bool = True  # False: the default address, which nobody asked for; taken, it costs a warning only
+    admin_hosts: tuple[str, ...] = ()  # names by which it may be asked, beside IP addresses and localhost
     limits: Limits = Limits()
     client_ca_file: Path | None = None
     tls_min_version: str = "1.3"  # or "1.2"
@@ -192,6 +193,7 @@ class ClientConfig:
     ca_file: Path | None = None
     proxies: tuple[ProxyConfig, ...] = ()
     admin: HostPort | None = None
+    admin_hosts: tuple[str, ...] = ()  # names by which it may be asked, beside IP addresses and localhost
     state_dir: Path | None = None
     data_channels: PoolConfig = DATA_CHANNELS
     resolve_seconds: float = 60.0  # between look-ups of the servers' names

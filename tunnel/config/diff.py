@@ -16,8 +16,14 @@ from tunnel.backoff import Policy
 from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, NoticeConfig, PoolConfig, ProxyConfig, ServerConfig
 
 MAX_SHOWN = 100  # characters of a value in a message
-_CLIENT_AT_START = ("token", "pin", "ca_file", "cert_file", "key_file", "tls_min_version", "admin", "state_dir", "via")
-_SERVER_AT_START = ("listen", "proxy_protocol_from", "admin", "state_dir", "history")
+_CLIENT_AT_START = (
+    "token", "pin", "ca_file", "cert_file", "key_file", "tls_min_version", "admin", "admin_hosts", "state_dir",
+    "history", "via",
+)  # fmt: skip
+_PATHS = {  # of fields whose key is called otherwise
+    "tls_min_version": "tls.min_version", "admin": "admin.listen", "admin_hosts": "admin.hosts", "via": "proxy",
+}  # fmt: skip
+_SERVER_AT_START = ("listen", "proxy_protocol_from", "admin", "admin_hosts", "state_dir", "history")
 _TLS = ("cert_file", "key_file", "client_ca_file", "tls_min_version")
 _NEVER_SHOWN = ("token", "history")
 
@@ -277,7 +283,7 @@ def _restarts(
 def _restart(key: str, old: Any, new: Any) -> Iterator[NeedsRestart]:
     if old == new:
         return
-    path = {"tls_min_version": "tls.min_version", "admin": "admin.listen", "via": "proxy"}.get(key, key)
+    path = _PATHS.get(key, key)
     shown = ("", "") if key in _NEVER_SHOWN else (_show(old), _show(new))
     yield NeedsRestart(path, *(("", "") if shown[0] == shown[1] else shown))
 

@@ -205,7 +205,8 @@ def _understand(findings: Findings, options: ClientOptions) -> _Said:
 
 def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> ClientConfig:
     """The whole file with the options over it. Worth nothing if `table.findings` has mistakes then."""
-    file_servers, file_admin, file_pin = take_servers(table), take_admin(table, None), table.take("pin", _pin, None)
+    file_servers, file_pin = take_servers(table), table.take("pin", _pin, None)
+    file_admin, admin_hosts = take_admin(table, None)
     if not said.options.servers and not ("server" in table or "servers" in table):
         remedy = 'add server = "tunnel.example.com:8443"'
         _missing(table, "server", remedy, Spot("SERVER", 0, "", ""), "give HOST:PORT, or a file with -c")
@@ -218,6 +219,7 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         ca_file=take_ca_file(table, "ca_file", base),
         proxies=_merge(table.findings, take_proxies(table), said.claims),
         admin=file_admin if said.options.admin is None else said.admin,
+        admin_hosts=admin_hosts,
         state_dir=take_state_dir(table, base),
         data_channels=take_data_channels(table),
         resolve_seconds=table.take("resolve_seconds", number(1, DAY), 60.0),

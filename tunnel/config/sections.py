@@ -17,7 +17,7 @@ from tunnel.config import TLS_VERSIONS, Limits
 from tunnel.config.credentials import as_passed
 from tunnel.config.table import Spot, Table
 from tunnel.config.token_file import exposed
-from tunnel.config.values import DAY, MAX_COUNT, Reader, admin_listen, number, one_of, or_word, path_from, whole
+from tunnel.config.values import DAY, MAX_COUNT, Reader, admin_listen, host, number, one_of, or_word, path_from, whole
 
 PAIR = "cert_file", "key_file"
 MAX_BUDGET_BYTES = 2**50
@@ -163,10 +163,12 @@ def take_limits(table: Table) -> Limits:
     return Limits() if section is None else Limits(**_take_all(section, LIMITS))
 
 
-def take_admin(table: Table, default: HostPort | None) -> HostPort | None:
-    """Where the admin page listens; `default` where the file does not say."""
+def take_admin(table: Table, default: HostPort | None) -> tuple[HostPort | None, tuple[str, ...]]:
+    """Where the admin page listens, `default` where the file does not say; and by which names it may be asked."""
     section = table.table("admin")
-    return default if section is None else section.take("listen", admin_listen, default)
+    if section is None:
+        return default, ()
+    return section.take("listen", admin_listen, default), section.many("hosts", host, ())
 
 
 def admin_is_asked_for(table: Table) -> bool:

@@ -38,6 +38,7 @@ def read_server(table: Table, base: Path) -> ServerConfig:
     """The whole file; relative paths in it start at `base`. Worth nothing if `table.findings` has mistakes then."""
     tls = table.table("tls")
     cert_file, key_file = _pair(tls, base)
+    admin, admin_hosts = take_admin(table, DEFAULT_ADMIN)
     return ServerConfig(
         listen=_listen(table),
         proxy_protocol_from=table.many("proxy_protocol_from", network, ()),
@@ -46,7 +47,8 @@ def read_server(table: Table, base: Path) -> ServerConfig:
         key_file=key_file,
         clients=_clients(table),
         bind_retry=take_bind_retry(table) or RetryPolicy(),
-        admin=take_admin(table, DEFAULT_ADMIN),
+        admin=admin,
+        admin_hosts=admin_hosts,
         admin_required=admin_is_asked_for(table),
         limits=take_limits(table),
         history=take_history(table, base),

@@ -108,6 +108,7 @@ jitter = 0  # share of each wait, 0 to 1, that chance may take away
 # Where `trio-tunnel status` asks; also /stats, /healthz and /readyz over HTTP.
 [admin]
 listen = "127.0.0.1:8480"  # "off" for none
+#hosts = ["tunnel.internal"]  # names it may be asked by, beside IP addresses and localhost
 
 # What is kept of each session and proxy, for `trio-tunnel history`: in the state directory, unless said otherwise. A
 # change of a status is a row, and a million rows are some 110 MB.
@@ -203,6 +204,7 @@ target = "127.0.0.1:8080"  # or "tls://HOST:PORT", "unix:/path"
 # Where `trio-tunnel status` asks, at the client; also /stats, /healthz and /readyz. None unless asked for.
 #[admin]
 #listen = "127.0.0.1:8480"
+#hosts = ["tunnel.internal"]  # names it may be asked by, beside IP addresses and localhost
 
 # What is kept of each proxy, for `trio-tunnel history`: where there is a state directory, unless said otherwise.
 #[history]
