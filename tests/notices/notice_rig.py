@@ -14,7 +14,7 @@ AT = "2026-11-20T16:40:12.000Z"
 
 
 def config(**changes: Any) -> NoticeConfig:
-    return NoticeConfig("ops", HOOK, **{"gather": 0.0, **changes})
+    return NoticeConfig(**{"name": "ops", "to": HOOK, "gather": 0.0, **changes})
 
 
 def update(name: str, status: str, reason: Reason | None = None, message: str = "") -> ProxyStatusUpdate:

@@ -1,4 +1,4 @@
-"""POSTs a notice to a webhook, once. The adapter of httpx2, which is imported with the first notice that is sent.
+"""POSTs a notice to a webhook, once. The adapter of httpx2; imported only where a webhook is configured.
 
 Whatever the receiver does costs at most the attempt's time and 64 KiB: it may refuse, hang, drip, answer a gigabyte,
 redirect. A redirect is followed where it keeps method and origin, as a service that moved behind its own host does; a
@@ -9,9 +9,11 @@ import logging
 import ssl
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+import httpcore2
+import httpx2
 import trio
 
 from tunnel.config.receivers import Webhook
@@ -19,9 +21,6 @@ from tunnel.notices.bodies import Request, request
 from tunnel.notices.notice import Notice
 from tunnel.notices.outcome import Outcome, hide, retry_after
 from tunnel.tls import client_context
-
-if TYPE_CHECKING:  # at run time only where one is sent
-    import httpx2
 
 MAX_ANSWER_BYTES = 64 * 1024  # of an answer, only its beginning is ever shown
 MAX_REDIRECTS = 3
@@ -51,23 +50,45 @@ async def post(notice: Notice, to: Webhook) -> Outcome:
 
 
 async def _post(notice: Notice, to: Webhook) -> Outcome:
-    import httpx2
-
     _hush()
     made = request(notice, to, time.time())
-    context = await trio.to_thread.run_sync(partial(_context, to), abandon_on_cancel=True)
+    if to.url.startswith("http:") and not (to.proxy or "").startswith("https:"):
+        context: ssl.SSLContext | Outcome = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and is not asked
+    else:
+        context = await trio.to_thread.run_sync(partial(_context, to), abandon_on_cancel=True)
     if isinstance(context, Outcome):
         return context
-    # Each phase ends before the whole does, or a handshake that is cancelled would leave its socket to the collector.
-    limits = httpx2.Timeout(to.timeout * 0.9)
+    transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False, proxy=to.proxy)
+    sockets = _Sockets()
+    transport._pool._network_backend = sockets  # there is no public way
     try:
-        async with httpx2.AsyncClient(verify=context, trust_env=False, proxy=to.proxy, timeout=limits) as client:
-            return await _exchange(client, made, to)
+        async with httpx2.AsyncClient(transport=transport, timeout=None) as client:
+            return await _exchange(client, sockets, made, to)
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as exc:
         return _failed(exc, to)
+    finally:
+        await sockets.close()
 
 
-async def _exchange(client: "httpx2.AsyncClient", made: Request, to: Webhook) -> Outcome:
+class _Sockets(httpcore2.AsyncNetworkBackend):
+    """Closes what it opened: httpcore2 leaves a socket to the garbage collector when a handshake is cancelled."""
+
+    def __init__(self) -> None:
+        self._backend = httpcore2.TrioBackend()
+        self._opened: list[httpcore2.AsyncNetworkStream] = []
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+        self._opened.append(await self._backend.connect_tcp(*args, **options))
+        return self._opened[-1]
+
+    async def close(self) -> None:
+        """Again is nothing. If cancelled, all are closed all the same."""
+        with trio.CancelScope(shield=True):  # a plain socket's close waits for nothing
+            for stream in self._opened:
+                await stream.aclose()
+
+
+async def _exchange(client: httpx2.AsyncClient, sockets: "_Sockets", made: Request, to: Webhook) -> Outcome:
     headers = {**dict(to.headers), "User-Agent": "trio-tunnel", "Accept-Encoding": "identity", **made.headers}
     url = to.url
     for _ in range(MAX_REDIRECTS + 1):
@@ -77,8 +98,8 @@ async def _exchange(client: "httpx2.AsyncClient", made: Request, to: Webhook) ->
             if response.is_success:
                 return Outcome(True, f"{_origin(urlsplit(url))} answered {response.status_code}")
             if not response.has_redirect_location:
-                return await _refused(response, to)
-            elsewhere = urljoin(url, response.headers["location"])
+                return await _refused(response, to, sockets)
+            elsewhere = _joined(url, response.headers["location"])
             status = response.status_code
         if status not in _KEEPS_METHOD or _origin(urlsplit(elsewhere)) != _origin(urlsplit(url)):
             where = hide(_origin(urlsplit(elsewhere)), ())
@@ -89,10 +110,20 @@ async def _exchange(client: "httpx2.AsyncClient", made: Request, to: Webhook) ->
     return Outcome(False, said, "write the address that it wants in url")
 
 
-async def _refused(response: "httpx2.Response", to: Webhook) -> Outcome:
+def _joined(url: str, location: str) -> str:
+    """Where a redirect leads; nowhere, if it is nonsense."""
+    try:
+        found = urljoin(url, location)
+        urlsplit(found)
+    except ValueError:
+        return ""
+    return found
+
+
+async def _refused(response: httpx2.Response, to: Webhook, sockets: "_Sockets") -> Outcome:
     """It answered, and not that all is well. How it explains that may tell the reader what to mend."""
     status = response.status_code
-    begun = hide((await _beginning(response)).decode("utf-8", "replace"), _secrets(to))
+    begun = hide((await _beginning(response, sockets)).decode("utf-8", "replace"), _secrets(to))
     said = f"{_origin(urlsplit(to.url))} answered {status}" + (f": {begun}" if begun else "")
     if status in _MAY_PASS:
         wanted = retry_after(response.headers.get("retry-after"))
@@ -100,32 +131,48 @@ async def _refused(response: "httpx2.Response", to: Webhook) -> Outcome:
     return Outcome(False, said, _REMEDIES.get(status, "see the receiver's log"))
 
 
-async def _beginning(response: "httpx2.Response") -> bytes:
-    """As much of the answer as anybody reads; the rest is cut off with the connection."""
+async def _beginning(response: httpx2.Response, sockets: "_Sockets") -> bytes:
+    """As much of the answer as anybody reads.
+
+    The rest is cut off by closing the connection under the reader: leaving its loop would leave its generators to the
+    garbage collector.
+    """
     found = bytearray()
-    async for chunk in response.aiter_raw(4096):
-        found += chunk
-        if len(found) >= MAX_ANSWER_BYTES:
-            break
-    return bytes(found[:MAX_ANSWER_BYTES])
+    try:
+        async for chunk in response.aiter_raw():
+            found += chunk[: MAX_ANSWER_BYTES - len(found)]
+            if len(found) >= MAX_ANSWER_BYTES:
+                await sockets.close()
+    except httpx2.TransportError:  # it was cut, by them or by us: what there is will do
+        pass
+    return bytes(found)
 
 
 def _failed(exc: Exception, to: Webhook) -> Outcome:
     """No answer. What went wrong stands at the end of the chain of causes."""
     origin = _origin(urlsplit(to.url))
-    cause: BaseException = exc
-    while (deeper := cause.__cause__ or cause.__context__) is not None and not isinstance(cause, ssl.SSLError):
-        cause = deeper
+    cause = _root(exc)
     if isinstance(cause, ssl.SSLCertVerificationError):
         remedy = "have its certificate mended, or name its CA in ca_file"
         return Outcome(False, f"the certificate of {origin} cannot be trusted: {cause.verify_message}", remedy)
-    why = hide(str(cause) or str(exc) or type(exc).__name__, _secrets(to))
+    said = cause.strerror if isinstance(cause, OSError) else None
+    why = hide(said or str(cause) or str(exc) or type(exc).__name__, _secrets(to))
     through = f" through the proxy {to.proxy}" if to.proxy else ""
     remedy = "see whether it is up, and can be reached from here"
     return Outcome(False, f"{origin} could not be asked{through}: {why}", remedy, retry=True)
 
 
-def _context(to: Webhook) -> "ssl.SSLContext | Outcome":
+def _root(exc: BaseException) -> BaseException:
+    """What went wrong first: at the end of the chain of causes, or a TLS error before it."""
+    while not isinstance(exc, ssl.SSLError):
+        deeper = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc.__context__
+        if deeper is None:
+            break
+        exc = deeper
+    return exc
+
+
+def _context(to: Webhook) -> ssl.SSLContext | Outcome:
     """Reads the CAs, which takes some ten milliseconds: for a thread."""
     try:
         return client_context(ca_file=to.ca_file, pinned=False, min_version="1.2")

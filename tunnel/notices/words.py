@@ -1,6 +1,7 @@
 """A notice in words, for somebody who is woken by it: what, since when, why, and what to do next. Pure."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from tunnel.notices.notice import (
     BIND_FAILED,
@@ -132,7 +133,7 @@ def _plural(verb: str) -> str:
 
 def _state(group: Group) -> str:
     states = {subject.status for subject in group.subjects}
-    words = {"removed": "published no longer", "connected": "connected again", "renewed": "a new one"}
+    words = {"removed": "published no longer", "connected": "connected again", "renewed": "new"}
     state = states.pop() if len(states) == 1 else "fine"
     return words.get(state, f"{state} again" if state == "healthy" else state)
 
@@ -140,7 +141,7 @@ def _state(group: Group) -> str:
 def _lines(kind: str, subject: Subject) -> Iterator[str]:
     if name := name_of(subject):
         yield f"{_capital(name)}{f' at {subject.where}' if subject.where else ''}: {subject.status}"
-    since = f"Since: {subject.since}"
+    since = f"Since: {_when(subject.since)}"
     if subject.seconds is not None:
         since += f", for {human_seconds(subject.seconds)}"
     yield since
@@ -152,6 +153,13 @@ def _lines(kind: str, subject: Subject) -> Iterator[str]:
     if subject.proxies_total:
         more = ", …" if subject.proxies_total > len(subject.proxies) else ""
         yield f"With it: {_count(subject.proxies_total)} ({', '.join(subject.proxies)}{more})"
+
+
+def _when(since: str) -> str:
+    try:
+        return f"{datetime.fromisoformat(since).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError):
+        return since
 
 
 def _count(proxies: int) -> str:
