@@ -57,6 +57,11 @@ def meters(*proxies: tuple[str, ProxyView], role: str = "server") -> Meters:
     )  # fmt: skip
 
 
+def notices() -> dict[str, dict[str, object]]:
+    figures = {"type": "webhook", "sent": 5, "failed": 1, "dropped": 0, "retried": 2, "waiting": 0, "last": None}
+    return {"ops": figures}
+
+
 class HandMade:
     """A source whose proxies are these, again for each scrape."""
 
@@ -73,6 +78,7 @@ def scrape(*proxies: tuple[str, ProxyView], role: str = "server", counts: EventC
     return Scrape(
         meters=found, proxies=list(proxies), pools=list(found.pools),
         states=Counter(one.status for _, one in proxies), untold=0, counts=counts or EventCounts(), lateness=EMPTY,
+        notices={},
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, 
     )  # fmt: skip
     live = Live(source, role=role, can_write=bool(site.token))
     side.start_soon(live.run, name="dashboard")
-    metrics = Metrics(source)
+    metrics = Metrics(source, source.attached.figures)
     await side.start(metrics.run, name="metrics")
     more = [*dashboard_routes(), live.route, recent_route(source.events), openapi_route(), metrics.route]
     await side.start(lambda task_status: serve_admin(listeners, source=site, more=more, task_status=task_status))

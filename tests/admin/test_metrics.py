@@ -2,7 +2,8 @@
 
 import pytest
 import trio
-from metrics_rig import HandMade, read, scrape, view
+from attrs import evolve
+from metrics_rig import HandMade, notices, read, scrape, view
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -24,7 +25,7 @@ ODD = ["<script>alert(1)</script>", 'a"b', "back\\slash", "new\nline", "ünï–
 
 async def ask(source: HandMade, accept: str = "") -> Response:
     request = Request("GET", "/metrics", "", {"accept": accept} if accept else {}, b"")
-    return await Metrics(source).route.handler(request)
+    return await Metrics(source, {"notices": notices}).route.handler(request)
 
 
 async def text_of(source: HandMade, accept: str = "") -> bytes:
@@ -102,6 +103,12 @@ async def test_an_ipv6_address_is_told_in_brackets() -> None:
     assert dict(labels)["address"] == "[::1]:8001"
 
 
+async def test_notices_are_told_by_their_names() -> None:
+    found = read(await text_of(HandMade()))
+    assert found["trio_tunnel_notices_sent_total"] == {(("notice", "ops"),): 5}
+    assert found["trio_tunnel_notices_failed_total"] == {(("notice", "ops"),): 1}
+
+
 # Many proxies
 
 
@@ -176,13 +183,8 @@ async def test_a_histogram_counts_and_its_buckets_add_up() -> None:
     histogram = Histogram()
     for seconds in (1e-6, 0.001, 0.5, 2.0, 500.0):
         histogram.add(seconds)
-    found = scrape()
     encode, _ = choose_encoder("")
-    text = await render(families(type(found)(**{
-        **{name: getattr(found, name) for name in ("meters", "proxies", "pools", "states", "untold", "counts")},
-        "lateness": Distribution.of(histogram),
-    })), encode)  # fmt: skip
-    samples = read(text)
+    samples = read(await render(families(evolve(scrape(), lateness=Distribution.of(histogram))), encode))
     buckets = {
         float(dict(labels)["le"]): n for labels, n in samples["trio_tunnel_event_loop_delay_seconds_bucket"].items()
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from metrics_rig import HandMade, read, view
+from metrics_rig import HandMade, notices, read, view
 
 from tunnel.admin.http import Request
 from tunnel.admin.metrics import Metrics
@@ -60,7 +60,8 @@ def expressions() -> Iterator[tuple[str, str]]:
 async def text_of(role: str) -> bytes:
     """What a server or client tells when everything there is to tell is there."""
     proxies = [("home", view("web", number=1)), ("home", view("ssh", status="unhealthy"))]
-    answer = await Metrics(HandMade(*proxies, role=role)).route.handler(Request("GET", "/metrics", "", {}, b""))
+    metrics = Metrics(HandMade(*proxies, role=role), {"notices": notices})
+    answer = await metrics.route.handler(Request("GET", "/metrics", "", {}, b""))
     return answer.body
 
 

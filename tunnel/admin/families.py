@@ -10,6 +10,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from typing import Any
 
 import trio
 from attrs import field, frozen
@@ -39,6 +40,7 @@ class Scrape:
     untold: int
     counts: EventCounts
     lateness: Distribution
+    notices: Mapping[str, Mapping[str, Any]]  # the figures of each, by its name
 
 
 def families(scrape: Scrape) -> Iterator[Family]:
@@ -50,6 +52,7 @@ def families(scrape: Scrape) -> Iterator[Family]:
     yield from _visitors(meters)
     yield from _relay(meters.relay)
     yield from _pools(scrape.pools)
+    yield from _notices(scrape.notices)
     if meters.binds is not None:
         yield from _binds(meters.binds)
     if meters.gate is not None:
@@ -183,6 +186,19 @@ def _pools(pools: list[PoolMeters]) -> Iterator[Family]:
     yield labelled_counter(
         "pool_retired", "Connections that left.", by("cause", lambda pool: {**dict.fromkeys(CAUSES, 0), **pool.retired})
     )
+
+
+def _notices(notices: Mapping[str, Mapping[str, Any]]) -> Iterator[Family]:
+    def each(figure: str) -> Values:
+        return (({"notice": name}, figures[figure]) for name, figures in notices.items())
+
+    if not notices:
+        return
+    yield gauges("notices_waiting", "Notices that are still to be sent.", each("waiting"))
+    yield labelled_counter("notices_sent", "Notices that their receiver took.", each("sent"))
+    yield labelled_counter("notices_failed", "Notices that it did not take.", each("failed"))
+    yield labelled_counter("notices_dropped", "Notices that were never sent.", each("dropped"))
+    yield labelled_counter("notices_retried", "Attempts after the first.", each("retried"))
 
 
 def _binds(binds: BindMeters) -> Iterator[Family]:

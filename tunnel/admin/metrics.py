@@ -7,11 +7,12 @@ are read, and text is made, in slices of well under a millisecond, between which
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import trio
 from attrs import evolve
@@ -47,11 +48,15 @@ class MeteredSource(Protocol):
 
 
 class Metrics:
-    """One a process. `run` it to have the figures that somebody must keep."""
+    """One a process. `run` it to have the figures that somebody must keep.
 
-    def __init__(self, source: MeteredSource) -> None:
+    `attached` gives those of what runs beside the tunnel, and may get more of them at any time.
+    """
+
+    def __init__(self, source: MeteredSource, attached: Mapping[str, Callable[[], Any]] = MappingProxyType({})) -> None:
         self.route = Route("GET", "/metrics", self._answer)
         self._source = source
+        self._attached = attached
         self._counts = EventCounts()
         self._lateness = Lateness()
         self._answering = trio.Lock()  # one at a time: who scrapes too often waits, and nobody else does
@@ -67,11 +72,17 @@ class Metrics:
             await _load_library()
             about_process = await trio.to_thread.run_sync(_look_at_process, abandon_on_cancel=True)
             encode, content_type = _choose_encoder(request.headers.get("accept", ""))
-            ours = families(await take(self._source, self._counts, self._lateness))
+            ours = families(await take(self._source, self._counts, self._lateness, attached=self._attached))
             return Response(200, await render(chain(ours, about_process), encode), content_type)
 
 
-async def take(source: MeteredSource, counts: EventCounts, lateness: Lateness) -> Scrape:
+async def take(
+    source: MeteredSource,
+    counts: EventCounts,
+    lateness: Lateness,
+    *,
+    attached: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
+) -> Scrape:
     """The figures of now, those of many proxies over several passes of the event loop."""
     meters = source.meters()
     states: Counter[str] = Counter()
@@ -89,6 +100,7 @@ async def take(source: MeteredSource, counts: EventCounts, lateness: Lateness) -
         untold=states.total() - len(proxies),
         counts=counts,
         lateness=Distribution.of(lateness.seconds),
+        notices=attached["notices"]() if "notices" in attached else {},
     )
 
 
