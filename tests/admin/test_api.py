@@ -58,15 +58,16 @@ async def post(site: Site, path: str, body: Any, token: str = TOKEN) -> tuple[in
     ("query", "shown"),
     [
         ("", {"home": ["web", "ssh"], "lab": ["web"], "new": []}),
-        ("?client=home", {"home": ["web", "ssh"]}),
-        ("?proxy=web", {"home": ["web"], "lab": ["web"]}),
-        ("?client=lab&proxy=web", {"lab": ["web"]}),
-        ("?client=lab&proxy=ssh", {}),
-        ("?client=nobody", {}),
+        ("?name=home", {"home": ["web", "ssh"]}),
+        ("?name=web", {"home": ["web"], "lab": ["web"]}),
+        ("?name=lab/web", {"lab": ["web"]}),
+        ("?name=lab%2Fweb", {"lab": ["web"]}),
+        ("?name=lab/ssh", {}),
+        ("?name=nobody", {}),
         ("?other=1", {"home": ["web", "ssh"], "lab": ["web"], "new": []}),
     ],
 )
-async def test_stats_of_one_client_or_of_proxies_of_one_name(query: str, shown: dict[str, list[str]]) -> None:
+async def test_stats_of_what_has_a_name(query: str, shown: dict[str, list[str]]) -> None:
     body = await get_json(site(extra_stats=lambda: {"gate": {}}), f"/stats{query}")
     assert {each["client"]: [view["name"] for view in each["proxies"]] for each in body["sessions"]} == shown
     assert list(body) == ["role", "version", "sessions", "gate"]

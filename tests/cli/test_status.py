@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
+from click.testing import CliRunner
 
 from tunnel import wording
 from tunnel.addresses import HostPort
@@ -20,6 +21,7 @@ from tunnel.admin.site import AdminSource, bind_admin, serve_admin
 from tunnel.cli import asking
 from tunnel.cli import watch as watching
 from tunnel.cli.asking import fetch_stats, request_retry
+from tunnel.cli.main import cli
 from tunnel.cli.status_table import print_status, render_plain, render_table
 from tunnel.cli.watch import watch
 from tunnel.errors import PeerLost, Refused, TunnelError
@@ -225,6 +227,36 @@ def test_a_table_too_high_says_how_many_more_there_are() -> None:
     lines = render_table(stats(*(view(f"p{number}") for number in range(200))), width=80, height=10).plain.splitlines()
     assert len(lines) == 10
     assert lines[-1] == "… and 192 more"
+
+
+def test_in_a_table_too_high_those_in_trouble_come_first() -> None:
+    many = [view(f"p{number}") for number in range(50)]
+    lines = render_table(stats(*many, SSH), width=80, height=10).plain.splitlines()
+    assert [line.split()[1] for line in lines[1:2]] == ["ssh"]
+    assert lines[2].startswith("  addr_in_use")
+    few = render_table(stats(view("p1"), SSH), width=80, height=10).plain.splitlines()
+    assert [line.split()[1] for line in few[1:3]] == ["p1", "ssh"]
+
+
+async def test_only_what_has_a_name_is_shown_and_a_name_that_nothing_has_is_an_error(nursery: trio.Nursery) -> None:
+    views = (SessionView("home", SINCE, (view("web"), SSH)), SessionView("lab", SINCE, (view("web"),)))
+    source = AdminSource("server", lambda: iter(views), lambda: True, lambda name: [], "")
+    listeners = await bind_admin(HostPort("127.0.0.1", 0), asked_for=True)
+    where = HostPort("127.0.0.1", listeners[0].socket.getsockname()[1])
+    nursery.start_soon(lambda: serve_admin(listeners, source=source))
+
+    async def ask(*words: str) -> Any:
+        return await trio.to_thread.run_sync(lambda: CliRunner().invoke(cli, ["status", *words, "--admin", str(where)]))
+
+    assert [line.split()[:2] for line in (await ask("web")).output.splitlines()[1:]] == [
+        ["home", "web"],
+        ["lab", "web"],
+    ]
+    assert [line.split()[:2] for line in (await ask("home/ssh")).output.splitlines()[1:]] == [["home", "ssh"]]
+    assert [each["client"] for each in json.loads((await ask("lab", "--json")).output)["sessions"]] == ["lab"]
+    assert str((await ask("no & such")).exception) == (
+        "no proxy and no client is named 'no & such'; `trio-tunnel status` lists the names"
+    )
 
 
 class Terminal(io.StringIO):

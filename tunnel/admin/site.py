@@ -151,8 +151,8 @@ class Site:
 
 def _own_routes(source: AdminSource) -> tuple[Route, ...]:
     async def stats(request: Request) -> Response:
-        wanted = dict(parse_qsl(request.query))
-        views = only(source.views(), wanted.get("client"), wanted.get("proxy"))
+        name = dict(parse_qsl(request.query)).get("name")
+        views = source.views() if name is None else only(source.views(), name)
         head = {"role": source.role, "version": __version__}
         return Response(200, await stats_body(head, views, source.extra_stats()), "application/json")
 

@@ -29,14 +29,12 @@ async def _session(view: SessionView) -> str:
     return f'{head},"proxies":[{",".join(pieces)}]}}'
 
 
-def only(views: Iterator[SessionView], client: str | None, proxy: str | None) -> Iterator[SessionView]:
-    """The sessions of `client`, and of each the proxies named `proxy`; None stands for all."""
+def only(views: Iterator[SessionView], name: str) -> Iterator[SessionView]:
+    """Those of `name`: a CLIENT with all its proxies, or the proxies called PROXY or CLIENT/PROXY."""
     for view in views:
-        if client not in (None, view.client):
-            continue
-        if proxy is None:
+        if view.client == name:
             yield view
-        elif wanted := tuple(one for one in view.proxies if one.name == proxy):
+        elif wanted := tuple(one for one in view.proxies if name in (one.name, f"{view.client}/{one.name}")):
             yield evolve(view, proxies=wanted)
 
 

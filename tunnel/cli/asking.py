@@ -8,6 +8,7 @@ import http.client
 import json
 import time
 from typing import Any
+from urllib.parse import urlencode
 
 from tunnel.addresses import HostPort
 from tunnel.errors import PeerLost, Refused, TunnelError
@@ -18,9 +19,9 @@ ANSWER_SECONDS = 10.0  # for the whole answer
 MAX_ANSWER_BYTES = 32 * 1024 * 1024  # 10,000 proxies take 4 MiB
 
 
-def fetch_stats(where: HostPort) -> dict[str, Any]:
-    """What GET /stats says."""
-    status, body = ask(where, "GET", "/stats")
+def fetch_stats(where: HostPort, name: str = "") -> dict[str, Any]:
+    """What GET /stats says, of all, or of what has this `name` (PROXY, CLIENT or CLIENT/PROXY)."""
+    status, body = ask(where, "GET", f"/stats?{urlencode({'name': name})}" if name else "/stats")
     if status != 200 or not isinstance(body.get("sessions"), list):
         raise stranger(where, f"it answered /stats with {error_of(body) or status}")
     return body

@@ -53,11 +53,11 @@ def show_events(where: HostPort, printer: Printer, *, kinds: Sequence[str], name
     wanted = [event for event in recent.events if is_wanted(event, kinds=kinds, name=name)]
     for event in wanted[len(wanted) - last :] if last < len(wanted) else wanted:
         printer.show(event)
+    if not recent.events:
+        _tell(f"nothing has happened at {where} yet")
+    elif not wanted:
+        _tell(f"none of the last {len(recent.events)} events is one of these")
     if not follow:
-        if not recent.events:
-            _tell(f"nothing has happened at {where} yet")
-        elif not wanted:
-            _tell(f"none of the last {len(recent.events)} events is one of these")
         return
     try:
         for event in follow_feed(where, Place(recent.since, recent.last), tell=_tell):

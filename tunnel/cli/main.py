@@ -31,6 +31,7 @@ from tunnel.cli.retry import retry
 from tunnel.cli.service import service
 from tunnel.cli.status import status
 from tunnel.cli.token import token
+from tunnel.cli.top import top
 from tunnel.errors import ConfigError, Refused, TunnelError
 from tunnel.version import __version__
 
@@ -267,3 +268,4 @@ cli.add_command(healthcheck)
 cli.add_command(close)
 cli.add_command(events)
 cli.add_command(doctor)
+cli.add_command(top)

@@ -6,14 +6,17 @@ from typing import Any
 import click
 
 from tunnel.cli.options import SETTINGS, admin_option, json_option
+from tunnel.errors import TunnelError
 
 
 @click.command(context_settings=SETTINGS, short_help="Sessions, proxies and their states.")
+@click.argument("name", required=False, default="")
 @json_option
 @click.option("--watch", "watching", is_flag=True, help="Keep showing it, until Ctrl-C.")
 @admin_option
-def status(as_json: bool, watching: bool, admin: Any) -> None:
-    """Sessions, proxies and their states, of a running server, or of a client that was started with --admin.
+def status(name: str, as_json: bool, watching: bool, admin: Any) -> None:
+    """Sessions, proxies and their states, of a running server, or of a client that was started with --admin. With NAME
+    (PROXY, CLIENT or CLIENT/PROXY) only those of it.
 
     With --watch the table is drawn anew each second on a terminal; elsewhere each change of a state is a line. With
     --watch --json, all of it is one line of JSON, again at each change of a session or a state ({"error": …} while
@@ -21,6 +24,7 @@ def status(as_json: bool, watching: bool, admin: Any) -> None:
 
     \b
     Examples:
+      trio-tunnel status home/web
       trio-tunnel status --watch
       trio-tunnel status --json --admin 127.0.0.1:8481
     """
@@ -32,8 +36,12 @@ def status(as_json: bool, watching: bool, admin: Any) -> None:
     from tunnel.cli.watch import watch
 
     if watching:
-        watch(partial(fetch_stats, admin), sys.stdout, as_json=as_json)
-    elif as_json:
-        click.echo(json.dumps(fetch_stats(admin), indent=2))
+        watch(partial(fetch_stats, admin, name), sys.stdout, as_json=as_json)
+        return
+    stats = fetch_stats(admin, name)
+    if name and not stats["sessions"]:
+        raise TunnelError(f"no proxy and no client is named {name!r}; `trio-tunnel status` lists the names")
+    if as_json:
+        click.echo(json.dumps(stats, indent=2))
     else:
-        print_status(fetch_stats(admin), sys.stdout)
+        print_status(stats, sys.stdout)

@@ -62,8 +62,8 @@ def _columns(pairs: Sequence[tuple[str, ProxyView]], *, dot: str = "") -> list[C
 NOTHING = "no proxies; a client adds one with `trio-tunnel connect SERVER -p NAME=PUBLISH:TARGET`"
 
 
-def _nothing(stats: dict[str, Any]) -> str:
-    """Of no proxies. A client that stops has taken them back, while its visitors may finish."""
+def nothing(stats: dict[str, Any]) -> str:
+    """Said where there are no proxies. A client that stops has taken them back, while its visitors may finish."""
     sessions = [session for session in stats.get("sessions", []) if isinstance(session, dict)]
     clients = ", ".join(clean(str(session.get("client", ""))) for session in sessions)
     if stats.get("role") != "server" or not clients:
@@ -74,7 +74,7 @@ def _nothing(stats: dict[str, Any]) -> str:
 def render_plain(stats: dict[str, Any]) -> str:
     """Aligned columns without colour, a line per proxy with its explanation at the end; for pipes and files."""
     pairs = proxies_of(stats)
-    lines = [_nothing(stats)]
+    lines = [nothing(stats)]
     if pairs:
         why = Column("EXPLANATION", [explain(view, refused=view.refused) for _, view in pairs])
         lines = [GAP.join(cell for _, cell in line).rstrip() for line in lay_out([*_columns(pairs), why], None)]
@@ -83,13 +83,18 @@ def render_plain(stats: dict[str, Any]) -> str:
 
 
 def render_table(stats: dict[str, Any], *, width: int, height: int | None = None, unicode: bool = True) -> "Text":
-    """The same for a terminal of `width`: coloured, explanations on a line of their own, at most `height` lines."""
+    """The same for a terminal of `width`: coloured, explanations on a line of their own, at most `height` lines.
+
+    Where there is no room for all, those that are not healthy come first.
+    """
     from rich.text import Text
 
     pairs = proxies_of(stats)
     text = Text(no_wrap=True, overflow="ellipsis" if unicode else "crop")
     if not pairs:
-        return text.append(_nothing(stats))
+        return text.append(nothing(stats))
+    if height is not None and len(pairs) >= height - 1:
+        pairs.sort(key=lambda pair: pair[1].status == "healthy")
     ellipsis = "…" if unicode else "..."
     header, *lines = lay_out(_columns(pairs, dot="● " if unicode else ""), width, ellipsis=ellipsis)
     text.append(GAP.join(cell for _, cell in header), "bold")

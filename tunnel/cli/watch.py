@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from attrs import frozen
 
-from tunnel.cli.output import is_unicode, writable
+from tunnel.cli.output import is_drawable, is_unicode, writable
 from tunnel.cli.status_table import full_name, proxies_of, render_table
 from tunnel.errors import TunnelError
 from tunnel.wording import clean, plain_line, public_address
@@ -35,7 +35,7 @@ def watch(
 ) -> None:
     """Show what `fetch` returns again and again, until Ctrl-C. The first failure is raised, a later one shown."""
     stats = fetch()
-    show = _watch_json if as_json else _watch_terminal if out.isatty() else _watch_plain
+    show = _watch_json if as_json else _watch_terminal if is_drawable(out) else _watch_plain
     try:
         show(_keep_fetching(stats, fetch, sleep), out)
     except KeyboardInterrupt:
