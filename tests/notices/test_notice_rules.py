@@ -271,6 +271,7 @@ def test_what_is_mended_and_told_is_forgotten() -> None:
     assert ear.rules.next_at == inf
 
 
+@pytest.mark.slow
 def test_more_troubles_than_anybody_can_have_are_counted_and_not_kept() -> None:
     ear = Ear(events=("unhealthy",))
     for number in range(MAX_CASES + 5):

@@ -189,7 +189,7 @@ async def _nonsense(hook: Hook, stream: trio.abc.Stream) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("script", [_silence, _dripping_head, _dripping_body])
 async def test_a_receiver_that_hangs_or_drips_is_left_after_the_attempts_time(script: Script) -> None:
-    hook, outcome = await told(script, timeout=0.5)
+    _, outcome = await told(script, timeout=0.5)
     assert outcome.retry
     assert "0.5 s" in outcome.said or "could not be asked" in outcome.said
 
