@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -73,7 +74,8 @@ class UnitFile:
                 os.fsync(file.fileno())
             aside.replace(self.path)
         except OSError as exc:
-            aside.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error is the one to tell
+                aside.unlink(missing_ok=True)
             raise TunnelError(f"{self.path} cannot be written: {exc.strerror}; check the folder and the disk") from exc
 
     def remove(self) -> None:

@@ -25,7 +25,8 @@ STOP_MARGIN_SECONDS = 15  # after the visitors' time is up: goodbyes, the log, t
 DESCRIPTORS = 524_288  # what systemd allows a service at most; each visitor takes one
 BACKLOG = 4096
 STEPS_SINCE = 254  # the version of systemd that knows RestartSteps=
-_PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=@,+-]+")
+_PLAIN_WORD = re.compile(r"(?:[A-Za-z0-9_./:=@,+-]|%%|\$\$)+")
+_PROGRAM = re.compile(r"[^\"'\\$=;\x00-\x1f]+")
 
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))  # what ProtectHome= takes away
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108  what PrivateTmp= does
@@ -248,20 +249,24 @@ def _socket(service: Service) -> tuple[str, Iterator[Line]]:
 
 
 def command_line(words: Iterable[str]) -> str:
-    """A command that starts just so, whatever is in its words."""
+    """A command that starts just so, whatever is in its words. Of a program's own name systemd takes less than of what
+    comes behind it."""
+    words = list(words)
+    if not _PROGRAM.fullmatch(words[0]):
+        words = ["/usr/bin/env", *words]
     return " ".join(_word(word) for word in words)
 
 
 def _word(word: str) -> str:
-    word = _escaped(word).replace("$", "$$")
-    if _PLAIN_WORD.fullmatch(word.replace("%%", "").replace("$$", "") or "-"):
-        return word
-    return _in_quotes(word)
+    return _in_quotes_if_need_be(_escaped(word).replace("$", "$$"))
 
 
 def _quoted(path: Path) -> str:
-    text = _escaped(path)
-    return text if _PLAIN_WORD.fullmatch(text.replace("%%", "")) else _in_quotes(text)
+    return _in_quotes_if_need_be(_escaped(path))
+
+
+def _in_quotes_if_need_be(text: str) -> str:
+    return text if _PLAIN_WORD.fullmatch(text) else _in_quotes(text)
 
 
 def _in_quotes(text: str) -> str:
