@@ -43,6 +43,8 @@ class Source(Protocol):
 
     def is_ready(self) -> bool: ...
 
+    def why_not_ready(self) -> str: ...
+
     def retry(self, name: str) -> list[str]: ...
 
     def close_session(self, client: str) -> list[str]: ...
@@ -69,7 +71,7 @@ async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, 
     role = "server" if isinstance(config, ServerConfig) else "client"
     site = AdminSource(
         role, source.views, source.is_ready, source.retry, _admin_token(config), source.stats,
-        (where.host, *config.admin_hosts), source.close_session,
+        (where.host, *config.admin_hosts), source.close_session, source.why_not_ready,
     )  # fmt: skip
     live = Live(source, role=role, can_write=bool(site.token))
     side.start_soon(live.run, name="dashboard")

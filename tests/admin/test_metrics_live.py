@@ -3,14 +3,15 @@
 from http.client import HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import pytest
 import trio
-from home_rig import Home, open_home
+from home_rig import Home, free_address, open_home
 from metrics_rig import Samples, read
 
-from tunnel import HostPort, ProxyConfig, parse_target
+from tunnel import ClientConfig, HostPort, ProxyConfig, parse_target
+from tunnel.api import run_client
 from tunnel.backoff import RetryPolicy
 
 SIDES = ("server", "client")
@@ -20,17 +21,21 @@ PAYLOAD = 3_000_000  # bytes
 pytestmark = pytest.mark.slow  # makes a key
 
 
-async def get(home: Home, side: str, path: str) -> tuple[int, bytes]:
-    def ask() -> tuple[int, bytes]:
+async def ask(url: str) -> tuple[int, bytes]:
+    def open_it() -> tuple[int, bytes]:
         try:
             answer: HTTPResponse
-            with urlopen(Request(f"http://{home.admin[side]}{path}"), timeout=30) as answer:
+            with urlopen(url, timeout=30) as answer:
                 return answer.status, answer.read()
         except HTTPError as refusal:
             with refusal:
                 return refusal.code, refusal.read()
 
-    return await trio.to_thread.run_sync(ask)
+    return await trio.to_thread.run_sync(open_it)
+
+
+async def get(home: Home, side: str, path: str) -> tuple[int, bytes]:
+    return await ask(f"http://{home.admin[side]}{path}")
 
 
 async def metrics(home: Home, side: str) -> Samples:
@@ -160,10 +165,29 @@ async def test_who_drains_is_alive_and_not_ready_and_a_draining_servers_client_n
                 await trio.sleep(0.005)
             for side in ("client", stopping):
                 assert await get(home, side, "/healthz") == (200, b"ok\n")
-                assert await get(home, side, "/readyz") == (503, b"not ready\n")
+                why = (
+                    b"the server is stopping"
+                    if side == "server"
+                    else b"one side is stopping, and takes no new visitors"
+                )
+                assert await get(home, side, "/readyz") == (503, b"not ready: " + why + b"\n")
                 found = await metrics(home, side)
                 assert (found["trio_tunnel_ready"][()], found["trio_tunnel_draining"][()]) == (0, 1)
             if stopping == "client":  # a server serves other clients all the same
                 assert (await get(home, "server", "/readyz"))[0] == 200
         if stopping == "server":
             nursery.cancel_scope.cancel(reason="the client tries to come back for ever")
+
+
+async def test_a_client_without_a_server_says_why_it_is_not_ready(tmp_path: Path, nursery: trio.Nursery) -> None:
+    nobody, admin = free_address(), free_address()
+    config = ClientConfig((nobody,), "x" * 40, pin=bytes(32), admin=admin, state_dir=tmp_path)
+    client = await nursery.start(run_client, config)
+    while client.connection.detail == "":
+        await trio.sleep(0.005)
+    status, said = await ask(f"http://{admin}/readyz")
+    assert status == 503
+    assert said.startswith(f"not ready: no session: cannot reach {nobody}".encode())
+    assert (await ask(f"http://{admin}/healthz"))[0] == 200
+    assert read((await ask(f"http://{admin}/metrics"))[1])["trio_tunnel_session_up"] == {(("client", ""),): 0}
+    nursery.cancel_scope.cancel(reason="the test is over")

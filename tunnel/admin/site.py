@@ -45,6 +45,7 @@ class AdminSource:
     extra_stats: Callable[[], dict[str, Any]] = dict
     hosts: tuple[str, ...] = ()
     close: Callable[[str], list[str]] = lambda client: _no_session(client)
+    why_not_ready: Callable[[], str] = lambda: ""
 
 
 def _no_session(client: str) -> list[str]:
@@ -160,7 +161,10 @@ def _own_routes(source: AdminSource) -> tuple[Route, ...]:
         return Response(200, b"ok\n")
 
     async def ready(_request: Request) -> Response:
-        return Response(200, b"ready\n") if source.ready() else Response(503, b"not ready\n")
+        if source.ready():
+            return Response(200, b"ready\n")
+        why = source.why_not_ready()
+        return Response(503, f"not ready: {why}\n".encode() if why else b"not ready\n")
 
     return (
         Route("GET", "/stats", stats),

@@ -231,6 +231,12 @@ class Client:
         """Whether new visitors can be served: the session is up, and neither side is stopping."""
         return self.connection.state == "connected" and not self._is_draining
 
+    def why_not_ready(self) -> str:
+        """In words; empty when it is ready."""
+        if self.connection.state != "connected":
+            return f"no session: {self.connection.detail}" if self.connection.detail else "no session yet"
+        return "one side is stopping, and takes no new visitors" if self._is_draining else ""
+
     def retry(self, name: str) -> list[str]:
         """Ask the server to start a proxy's bind retry afresh. `LookupError` for a name we do not publish."""
         name = name.rpartition("/")[2]

@@ -97,6 +97,12 @@ class Server:
         """Whether a new client would be served."""
         return not self._gate.is_draining and any(entrance.is_open for entrance in self._entrances)
 
+    def why_not_ready(self) -> str:
+        """In words; empty when it is ready."""
+        if self._gate.is_draining:
+            return "the server is stopping"
+        return "" if self.is_ready() else "no address is listened on; the log says why"
+
     def leave(self, where: HostPort) -> None:
         """Accept no more connections at this one of `addresses`; those that came there go on. `LookupError` if none."""
         for entrance in self._entrances:
