@@ -12,6 +12,7 @@ from attrs import frozen
 
 from tunnel.cli.output import is_drawable, is_unicode, writable
 from tunnel.cli.status_table import full_name, proxies_of, render_table
+from tunnel.cli.terminal import ended_gently
 from tunnel.errors import TunnelError
 from tunnel.wording import clean, plain_line, public_address
 
@@ -37,7 +38,8 @@ def watch(
     stats = fetch()
     show = _watch_json if as_json else _watch_terminal if is_drawable(out) else _watch_plain
     try:
-        show(_keep_fetching(stats, fetch, sleep), out)
+        with ended_gently():
+            show(_keep_fetching(stats, fetch, sleep), out)
     except KeyboardInterrupt:
         return
 
