@@ -46,6 +46,7 @@ def meters(*proxies: tuple[str, ProxyView], role: str = "server") -> Meters:
     is_server = role == "server"
     return Meters(
         role=role, version="1.2.3", is_ready=True, is_draining=False, client="" if is_server else "home",
+        clients=frozenset(["home", "gone"]) if is_server else None,
         relay=relay(),
         sessions=(SessionMeters(client="home", since="2026-01-01T00:00:00.000Z", channels=2, round_trip=0.02),),
         proxies=iter(proxies),

@@ -107,6 +107,7 @@ class Meters:
     is_ready: bool
     is_draining: bool
     client: str  # our own name at a client, as the server told it; else empty
+    clients: frozenset[str] | None  # who may have a session; None at a client
     relay: RelayMeters
     sessions: tuple[SessionMeters, ...]
     proxies: Iterator[tuple[str, ProxyView]]

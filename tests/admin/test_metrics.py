@@ -231,15 +231,24 @@ def test_events_before_and_after_are_counted_once_each() -> None:
     assert counts.status_changes["healthy", ""] == 1
 
 
-def test_a_client_that_left_is_told_as_down_and_one_without_a_token_not_at_all() -> None:
+def test_a_client_that_left_is_told_as_down_and_one_whose_token_is_gone_not_at_all() -> None:
     events, counts = EventStream(), EventCounts()
     with counts.follow(events):
-        for client, reason in (("home", "lost"), ("lab", "revoked"), ("gone", "goodbye")):
+        for client, reason in (("home", "lost"), ("lab", "lost"), ("gone", "goodbye")):
             events.publish("session.started", client=client, peer="")
             events.publish("session.ended", client=client, reason=reason, message="", seconds=1.0)
     found = {family.name: list(family.samples) for family in families(scrape(counts=counts))}
     up = {labels["client"]: value for _, labels, value in found["trio_tunnel_session_up"]}
     assert up == {"home": 1, "gone": 0}  # the scrape has a session of "home"
+
+
+def test_an_event_that_cannot_be_counted_hurts_nobody_who_publishes(caplog: pytest.LogCaptureFixture) -> None:
+    events, counts = EventStream(), EventCounts()
+    with counts.follow(events):
+        events.publish("session.ended", client="home")  # without its reason
+        events.publish("session.started", client="home", peer="")
+    assert counts.sessions_started == 1
+    assert caplog.messages == ["an event was not counted"]
 
 
 def test_a_clients_attempts_that_were_no_sessions_end_none() -> None:

@@ -1,6 +1,7 @@
 """Reaching the server in virtual time: how often it is dialled, how many dials overlap, and that none is left over."""
 
 import math
+import ssl
 from collections.abc import Iterator
 from itertools import accumulate
 
@@ -10,7 +11,8 @@ from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tunnel.addresses import HostPort
-from tunnel.client.dialer import make_dialer
+from tunnel.certificates import make_self_signed
+from tunnel.client.dialer import SeenCertificate, make_dialer
 from tunnel.client.reach import DIAL_SECONDS, MAX_DIALS, reach
 from tunnel.config import ClientConfig
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
@@ -217,3 +219,13 @@ def test_a_ca_file_that_cannot_be_used_is_told_by_name(tmp_path) -> None:
     path.write_text("no certificate")
     with pytest.raises(TunnelError, match=r"cannot use the CA file .*ca\.pem"):
         make_dialer(ClientConfig((HostPort("server.example", 8443),), "token", ca_file=path))
+
+
+def test_when_the_servers_certificate_ends_is_known_once_one_was_seen() -> None:
+    seen = SeenCertificate()
+    assert seen.ends is None
+    seen.der = ssl.PEM_cert_to_DER_cert(make_self_signed(["server.example"])[0].decode())
+    assert seen.ends is not None
+    assert seen.ends.year >= 2035
+    seen.der = b"\x30\x03 no certificate"
+    assert seen.ends is None

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,32 @@ def test_a_stamp_tells_files_apart_that_differ_in_their_mode_alone(files: TlsFil
     before = files.stamp()
     files.key_file.chmod(0o640)
     assert files.stamp() != before
+
+
+@pytest.mark.usefixtures("inline")
+async def test_it_is_known_when_the_one_in_force_ends(
+    files: TlsFiles, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: trio.abc.Clock
+) -> None:
+    ends = {ONE[0]: datetime(2030, 1, 1, tzinfo=UTC), OTHER[0]: datetime(2040, 1, 1, tzinfo=UTC)}
+    monkeypatch.setattr("tunnel.server.certificate.expiry_of_file", lambda path: ends[path.read_bytes()])
+    certificate = Certificate(files)
+    assert certificate.not_after == ends[ONE[0]]
+    nursery.start_soon(certificate.watch)
+    write(files, *OTHER)
+    await trio.sleep(3 * LOOK_SECONDS)
+    assert certificate.not_after == ends[OTHER[0]]
+    write(files, *ONE)
+    certificate.use(files)  # by a reload
+    assert certificate.not_after == ends[ONE[0]]
+    nursery.cancel_scope.cancel()
+
+
+def test_one_whose_end_cannot_be_read_serves_all_the_same(
+    files: TlsFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreadable(path: Path) -> datetime:
+        raise TunnelError(f"certificate {path} is damaged: a time of its own; name another")
+
+    monkeypatch.setattr("tunnel.server.certificate.expiry_of_file", unreadable)
+    assert Certificate(files).not_after is None
+    assert "nobody can say when the certificate ends" in caplog.text

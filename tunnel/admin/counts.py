@@ -1,5 +1,6 @@
 """What the event stream tells, counted from the start of the process; for metrics."""
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from tunnel.snapshot import Event, EventStream
 
 MAX_CLIENTS = 10_000  # names remembered; tokens that come and go for years must not add up
 
+log = logging.getLogger(__name__)
+
 
 class EventCounts:
     """`follow` keeps it up to date. It counts within the publishing of an event, so none can be missed."""
@@ -18,7 +21,7 @@ class EventCounts:
         self.sessions_started = 0
         self.sessions_ended: Counter[str] = Counter()  # by reason
         self.status_changes: Counter[tuple[str, str]] = Counter()  # by status and reason
-        self.clients: dict[str, None] = {}  # whoever had a session, and might come back
+        self.clients: dict[str, None] = {}  # whoever had a session
         self.reloads = dict.fromkeys(("applied", "refused"), 0)
         self._is_connected = False  # a client's session is up
         self.last_reload_worked = True
@@ -30,8 +33,11 @@ class EventCounts:
         with events.follow() as follower:
 
             def drain() -> None:
-                for event in follower.drain():
-                    self.add(event)
+                try:
+                    for event in follower.drain():
+                        self.add(event)
+                except Exception:  # whoever publishes is not to hear of it
+                    log.exception("an event was not counted")
 
             for event in events.recent:  # no await in between: each is either here or comes to `drain`
                 self.add(event)
@@ -49,10 +55,7 @@ class EventCounts:
                 if len(self.clients) < MAX_CLIENTS:
                     self.clients[event.client] = None
             case "session.ended":
-                reason = event.fields["reason"]
-                self.sessions_ended[reason] += 1
-                if reason == "revoked":  # it has no token any more, and will not come back
-                    self.clients.pop(event.client, None)
+                self.sessions_ended[event.fields["reason"]] += 1
             case "session.lost":
                 if self._is_connected:  # else it was none yet, only an attempt
                     self._is_connected = False

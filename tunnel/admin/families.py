@@ -81,9 +81,10 @@ def _process(meters: Meters, scrape: Scrape) -> Iterator[Family]:
 
 def _sessions(meters: Meters, counts: EventCounts) -> Iterator[Family]:
     living = {session.client: session for session in meters.sessions}
-    known = list(dict.fromkeys([*counts.clients, *living])) or ([meters.client] if meters.role == "client" else [])
+    seen = (name for name in counts.clients if meters.clients is None or name in meters.clients)
+    known = list(dict.fromkeys([*seen, *living])) or ([meters.client] if meters.role == "client" else [])
     yield gauge("sessions", "Sessions that are up.", len(living))
-    text = "1 while this client, seen since the process started, has a session; 0 once it has none."
+    text = "1 while the client has a session, 0 while one that had any since the start, and may have, has none."
     yield gauges("session_up", text, ((_client(name), name in living) for name in known))
     started = ((_client(name), datetime.fromisoformat(one.since).timestamp()) for name, one in living.items())
     yield gauges("session_start_timestamp_seconds", "When the session began, in seconds since 1970.", started)

@@ -34,6 +34,7 @@ def client_meters(
         is_ready=is_ready,
         is_draining=is_draining,
         client=name,
+        clients=None,
         relay=read_relay(engine),
         sessions=() if session is None else (_session_meters(session, name, since),),
         proxies=_proxies(name, dict(routes), board),

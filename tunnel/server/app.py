@@ -90,8 +90,9 @@ class Server:
     def meters(self) -> Meters:
         """What is counted here, for the metrics."""
         return server_meters(
-            self._gate, self.engine, binds=self._binds, certificate=self._certificate, is_ready=self.is_ready()
-        )
+            self._gate, self.engine, grants=self._identities.grants(), binds=self._binds,
+            certificate=self._certificate, is_ready=self.is_ready(),
+        )  # fmt: skip
 
     def is_ready(self) -> bool:
         """Whether a new client would be served."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from tunnel.config import Grant
 from tunnel.meters import BindMeters, GateMeters, Meters, SessionMeters
 from tunnel.relay import Engine
 from tunnel.relay.ledger import read_meters
@@ -14,7 +15,13 @@ from tunnel.version import __version__
 
 
 def server_meters(
-    gate: Gate, engine: Engine, *, binds: BindFigures, certificate: Certificate, is_ready: bool
+    gate: Gate,
+    engine: Engine,
+    *,
+    grants: Iterable[Grant],
+    binds: BindFigures,
+    certificate: Certificate,
+    is_ready: bool,
 ) -> Meters:
     """As of now, but for the proxies: each of the sessions' of now is looked at when its turn comes."""
     sessions = gate.sessions
@@ -25,6 +32,7 @@ def server_meters(
         is_ready=is_ready,
         is_draining=gate.is_draining,
         client="",
+        clients=frozenset(grant.name for grant in grants),
         relay=read_meters(engine),
         sessions=tuple(map(_session_meters, sessions)),
         proxies=_proxies(sessions),
