@@ -60,8 +60,11 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(content)
     for name in ("key.pem", "other.pem"):
         (tmp_path / name).chmod(0o600)
-    (tmp_path / "proxy.auth").touch(0o600)
-    (tmp_path / "proxy.auth").write_text("me:s3cret-Password\n")
+    secrets = {"proxy.auth": "me:s3cret-Password\n", "ops.secret": "s3cret-" * 4, "mail.password": "s3cret",
+               "ops.headers": "Authorization: Bearer s3cret\n"}  # fmt: skip
+    for name, text in secrets.items():
+        (tmp_path / name).touch(0o600)
+        (tmp_path / name).write_text(text)
     return write_token(tmp_path, TOKEN + "\n").parent
 
 
@@ -245,7 +248,8 @@ def test_every_example_in_what_init_writes_can_be_uncommented(folder: Path, kind
     assert check_file(write(folder, text)) == CheckReport(kind, (), ())
     assert not re.search(r"^#\S", text, re.MULTILINE)
     shown = set(tomllib.loads(text))
-    assert shown >= set(SERVER_KEYS if kind == "server" else CLIENT_KEYS) - {"servers", "listen"}  # one or the other
+    keys = SERVER_KEYS if kind == "server" else CLIENT_KEYS
+    assert shown >= {"notices", *keys} - {"servers", "listen"}  # one or the other
 
 
 @pytest.mark.parametrize("text", ["\ufeffbind_port = 1", "bind_port = 1\r\n[limits]\r\n"])

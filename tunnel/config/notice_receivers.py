@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from tunnel.addresses import HostPort, is_ip
 from tunnel.config.receivers import MAIL_SECURITY, WEBHOOK_FORMATS, Email, Webhook
-from tunnel.config.sections import take_file
+from tunnel.config.sections import take_ca_file
 from tunnel.config.table import Table
 from tunnel.config.token_file import read_secret_line
 from tunnel.config.values import host, number, one_of, path_from, text, whole
@@ -35,7 +35,7 @@ _OUR_HEADERS = ("host", "content-length", "transfer-encoding", "connection", "co
 
 def take_webhook(entry: Table, base: Path) -> Webhook | None:
     written = entry.take("url", _url, None)
-    of_file = _secret(entry, "url_file", base, "the URL", _url)
+    of_file = _secret(entry, "url_file", base, "the URL", lambda content: _url(content.strip()))
     if "url" in entry and "url_file" in entry:
         entry.blame("url_file", "stands beside url", "keep one of the two")
     elif "url" not in entry and "url_file" not in entry:
@@ -45,7 +45,7 @@ def take_webhook(entry: Table, base: Path) -> Webhook | None:
         url=written or of_file or "",
         secret=_secret(entry, "secret_file", base, "the secret", _signing_key),
         headers=headers,
-        ca_file=take_file(entry, "ca_file", base),
+        ca_file=take_ca_file(entry, "ca_file", base),
         proxy=entry.take("proxy", _proxy, None),
         format=entry.take("format", one_of(WEBHOOK_FORMATS, "format"), "json"),
         timeout=entry.take("timeout", number(0, MAX_TIMEOUT, above=True), 10.0),
@@ -143,7 +143,7 @@ def take_email(entry: Table, base: Path) -> Email | None:
     if security == "none" and password is not None and where is not None and not _is_near(where):
         entry.blame("security", "would send the password for everybody on the way to read", 'write "starttls" or "tls"')
     ca_file, timeout = (
-        take_file(entry, "ca_file", base),
+        take_ca_file(entry, "ca_file", base),
         entry.take("timeout", number(0, MAX_TIMEOUT, above=True), 30.0),
     )
     if where is None or sender is None or not to:

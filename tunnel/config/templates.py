@@ -7,15 +7,17 @@ from attrs import fields
 
 from tunnel.backoff import LinearPolicy
 from tunnel.config import DATA_CHANNELS, HOT_TARGETS, PoolConfig
+from tunnel.config.notice_template import notices_text
 
 
 def init_text(kind: Literal["server", "client"]) -> str:
     """A config file to begin with, explained."""
     if kind == "server":
-        return _SERVER
+        return _SERVER + notices_text(kind)
     targets = _pool_lines("proxies.pool", HOT_TARGETS, left_out=("min", "choice"))
     channels = _pool_lines("data_channels", DATA_CHANNELS)
-    return _CLIENT.replace("<the pool of targets>", targets).replace("<the pool of data channels>", channels)
+    text = _CLIENT.replace("<the pool of targets>", targets).replace("<the pool of data channels>", channels)
+    return text + notices_text(kind)
 
 
 _POLICIES = ("quarantine", "retry")
