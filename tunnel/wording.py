@@ -102,6 +102,10 @@ def listed(names: Sequence[str], *, most: int = 20) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+def no_such_proxy(name: str, there: Sequence[str]) -> str:
+    return f"no proxy is named {name!r}{f'; there are {listed(there)}' if there else ', and there is none'}"
+
+
 def human_bytes(count: float) -> str:
     """Decimal units, as network people count: ``999 B``, ``1.5 MB``, ``23 GB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

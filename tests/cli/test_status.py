@@ -27,7 +27,7 @@ from tunnel.cli.watch import watch
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.snapshot import ProxyView, SessionView, Snapshot, utc_now
 from tunnel.version import __version__
-from tunnel.wording import clean, countdown, explain, human_bytes, human_seconds, plain_line
+from tunnel.wording import clean, countdown, explain, human_bytes, human_seconds, listed, no_such_proxy, plain_line
 
 SINCE = (datetime.now(UTC) - timedelta(days=2.5)).isoformat()
 
@@ -331,3 +331,9 @@ def test_watching_a_terminal_ends_with_the_cursor_back(monkeypatch: pytest.Monke
 def test_watching_what_never_answered_is_an_error() -> None:
     with pytest.raises(TunnelError, match="nothing"):
         watch(script(TunnelError("nothing")), io.StringIO())
+
+
+def test_names_that_there_are_are_told_as_far_as_a_line_can_hold() -> None:
+    assert no_such_proxy("x", ()) == "no proxy is named 'x', and there is none"
+    assert no_such_proxy("x", ["home/a", "home/b\x1b"]) == "no proxy is named 'x'; there are home/a, home/b?"
+    assert listed([f"p{number}" for number in range(30)]).endswith("p18, p19 and 10 more")

@@ -29,6 +29,7 @@ from tunnel.pool.figures import Figures
 from tunnel.relay import Engine, Room
 from tunnel.snapshot import EventStream, SessionView, Snapshot, utc_now
 from tunnel.version import __version__
+from tunnel.wording import no_such_proxy
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ class Client:
         """Ask the server to start a proxy's bind retry afresh. `LookupError` for a name we do not publish."""
         name = name.rpartition("/")[2]
         if name not in self._routes.routes:
-            raise LookupError(f"no proxy is named {name!r}")
+            raise LookupError(no_such_proxy(name, list(self._routes.routes)))
         if self._session is None:
             raise ValueError("there is no session; it starts afresh with the next one anyway")
         self._session.retry(name)

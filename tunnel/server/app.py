@@ -30,7 +30,7 @@ from tunnel.server.session import Session
 from tunnel.snapshot import EventStream, SessionView, Snapshot
 from tunnel.state import StateDir
 from tunnel.version import __version__
-from tunnel.wording import listed
+from tunnel.wording import listed, no_such_proxy
 
 log = logging.getLogger(__name__)
 
@@ -164,9 +164,10 @@ class Server:
             if name in (proxy.spec.name, f"{session.client}/{proxy.spec.name}")
         ]
         if not found:
-            raise LookupError(f"no proxy is named {name!r}")
+            there = [f"{session.client}/{proxy}" for session in self._gate.sessions for proxy in session.proxies]
+            raise LookupError(no_such_proxy(name, there))
         if len(found) > 1:
-            options = ", ".join(f"{client}/{proxy.spec.name}" for client, proxy in found)
+            options = listed([f"{client}/{proxy.spec.name}" for client, proxy in found])
             raise ValueError(f"several proxies are named {name!r}; say which: {options}")
         return [f"{client}/{proxy.spec.name}" for client, proxy in found if proxy.retry()]
 
