@@ -150,7 +150,7 @@ class Recorder:
 
     def run(self) -> None:
         """Until stopped: write what is new, once a second at most, and a sign of life without news."""
-        pause = COMMIT_SECONDS  # what comes in the first moments goes in one transaction
+        pause = COMMIT_SECONDS if self.step() else RETRY_SECONDS  # the file is open from the beginning
         while not self._stopping.wait(pause):
             pause = COMMIT_SECONDS if self.step() else RETRY_SECONDS
             if not self._trouble and not self._stopping.is_set():
