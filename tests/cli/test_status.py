@@ -226,7 +226,7 @@ def test_the_terminal_table_keeps_name_and_state_in_any_width(width: int) -> Non
 def test_a_table_too_high_says_how_many_more_there_are() -> None:
     lines = render_table(stats(*(view(f"p{number}") for number in range(200))), width=80, height=10).plain.splitlines()
     assert len(lines) == 10
-    assert lines[-1] == "… and 192 more"
+    assert lines[-1] == "… and 192 more: 192 healthy"
 
 
 def test_in_a_table_too_high_those_in_trouble_come_first() -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import click
@@ -19,7 +19,7 @@ _TROUBLE = ("session.lost", "config.refused", "certificate.expiring")
 
 
 class Printer:
-    """Lines for a terminal have the local time and colours, those for a file or a pipe the time in UTC."""
+    """Lines for a terminal have colours and a short time, those for a file or a pipe all of it; in UTC, as logs."""
 
     def __init__(self, out: TextIO, *, as_json: bool = False) -> None:
         self._out = out
@@ -42,7 +42,7 @@ class Printer:
         if not self._is_terminal:
             return clean(at)
         try:
-            return f"{datetime.fromisoformat(at).astimezone():%m-%d %H:%M:%S}"
+            return f"{datetime.fromisoformat(at).astimezone(UTC):%m-%d %H:%M:%S}Z"
         except ValueError:
             return clean(at)
 

@@ -1,5 +1,6 @@
 """The table of `trio-tunnel status`: what /stats says, for a terminal of any width, or in plain columns."""
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
@@ -46,8 +47,9 @@ def proxy_of(body: dict[str, Any]) -> ProxyView:
 def _columns(pairs: Sequence[tuple[str, ProxyView]], *, dot: str = "") -> list[Column]:
     now = datetime.now(UTC)
     views = [view for _, view in pairs]
+    clients = [client for client, _ in pairs]
     return [
-        Column("CLIENT", [client for client, _ in pairs], worth=5, flexible=True),
+        Column("CLIENT", clients, worth=5 if len(set(clients)) < 2 else 7, flexible=True),
         Column("PROXY", [clean(view.name) for view in views], flexible=True),
         Column("STATE", [dot + clean(view.status) for view in views]),
         Column("PUBLIC", [public_address(view) for view in views], worth=8, flexible=True),
@@ -103,7 +105,7 @@ def render_table(stats: dict[str, Any], *, width: int, height: int | None = None
         why = explain(view, refused=view.refused, width=width - 2, ellipsis=ellipsis)
         used += 2 if why else 1
         if height is not None and used > height - 1 and shown < len(pairs) - 1:
-            return text.append(f"\n{ellipsis} and {len(pairs) - shown} more", "dim")
+            return text.append(f"\n{ellipsis} and {_more(pairs[shown:])}", "dim")
         text.append("\n")
         append_line(text, line, view.status)
         if why:
@@ -112,6 +114,12 @@ def render_table(stats: dict[str, Any], *, width: int, height: int | None = None
     if pools and (height is None or used + 1 + len(pools) < height):
         text.append("\n\n" + "\n".join(pools), "dim")
     return text
+
+
+def _more(pairs: Sequence[tuple[str, ProxyView]]) -> str:
+    """``7 more: 5 healthy, 2 unhealthy``."""
+    states = Counter(clean(view.status) for _, view in pairs)
+    return f"{len(pairs):,} more: " + ", ".join(f"{count:,} {state}" for state, count in states.most_common())
 
 
 def full_name(client: str, view: ProxyView) -> str:
