@@ -57,7 +57,7 @@ async def start_beside(side: trio.Nursery, config: ServerConfig | ClientConfig, 
     """
     await _start_admin(side, config, source)
     await _start_history(side, config, source)
-    _start_notices(side, config, source)
+    await _start_notices(side, config, source)
 
 
 async def _start_admin(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
@@ -92,12 +92,12 @@ async def _start_history(side: trio.Nursery, config: ServerConfig | ClientConfig
     await side.start(run_history, source, keeping, name="history")
 
 
-def _start_notices(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
+async def _start_notices(side: trio.Nursery, config: ServerConfig | ClientConfig, source: Source) -> None:
     """Also where there are none: a changed configuration may have some."""
-    board = Board(source, config.notices)
+    board = Board(source)
+    await side.start(board.run, config.notices, name="notices")
     source.attached.figures["notices"] = board.stats
     source.attached.appliers.append(lambda config: board.apply(config.notices))
-    side.start_soon(board.run, name="notices")
 
 
 def _admin_token(config: ServerConfig | ClientConfig) -> str:

@@ -52,6 +52,12 @@ def expiry(der: bytes) -> datetime:
     return read_time(walk(der).not_after)
 
 
+def lifetime(der: bytes) -> timedelta:
+    """For how long a DER certificate was made."""
+    parts = walk(der)
+    return read_time(parts.not_after) - read_time(parts.not_before)
+
+
 def certificate_pin_of_file(path: Path) -> bytes:
     """The pin of the first certificate in a PEM file: in a chain, the server's own. TunnelError if there is none."""
     return _of_file(path, spki_pin)
@@ -60,6 +66,11 @@ def certificate_pin_of_file(path: Path) -> bytes:
 def expiry_of_file(path: Path) -> datetime:
     """The same for its end."""
     return _of_file(path, expiry)
+
+
+def lifetime_of_file(path: Path) -> timedelta:
+    """The same for how long it was made for."""
+    return _of_file(path, lifetime)
 
 
 def _of_file(path: Path, look: Callable[[bytes], T]) -> T:

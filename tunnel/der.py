@@ -1,4 +1,4 @@
-"""A walk through a certificate's DER to what trust needs: its key and its end.
+"""A walk through a certificate's DER to what trust needs: its key, and from when to when it counts.
 
 Only DER is taken, not all of BER: where each thing can be written in one way, no certificate can mean one key to us and
 another to the TLS library that has just checked its owner's signature. Bytes from a peer give an answer or ValueError,
@@ -25,6 +25,7 @@ INTEGER, BIT_STRING, UTC_TIME, GENERALIZED_TIME, SEQUENCE, EXPLICIT_0 = 0x02, 0x
 
 @frozen
 class Parts:
+    not_before: tuple[int, bytes]
     not_after: tuple[int, bytes]
     public_key_info: bytes
 
@@ -46,7 +47,7 @@ def walk(der: bytes) -> Parts:
     tbs.enter(SEQUENCE)  # algorithm
     tbs.enter(SEQUENCE)  # issuer
     validity = tbs.enter(SEQUENCE)
-    validity.enter(validity.peek())
+    not_before = validity.peek(), validity.enter(validity.peek()).rest()
     not_after = validity.peek(), validity.enter(validity.peek()).rest()
     validity.expect_end()
     tbs.enter(SEQUENCE)  # subject
@@ -55,7 +56,7 @@ def walk(der: bytes) -> Parts:
     info.enter(SEQUENCE)
     info.enter(BIT_STRING)
     info.expect_end()
-    return Parts(not_after, der[start : tbs.position])
+    return Parts(not_before, not_after, der[start : tbs.position])
 
 
 class _Reader:

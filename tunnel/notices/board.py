@@ -46,18 +46,15 @@ def notice(to: str, group: Group, process: Sender) -> Notice:
 
 
 class Board:
-    """`apply` at any time; `run` until cancelled: then what is left is sent within 2 s, or counted as dropped."""
+    """`run` until cancelled, `apply` meanwhile; what is left at the end is sent within 2 s, or counted as dropped."""
 
-    def __init__(
-        self, source: Watched, notices: Sequence[NoticeConfig] = (), *, deliver: Deliver | None = None
-    ) -> None:
+    def __init__(self, source: Watched, *, deliver: Deliver | None = None) -> None:
         self._source = source
         self._deliver = deliver or partial(sender, threads=trio.CapacityLimiter(1))
         self._process = process(source.snapshot().role)
         self._posts: dict[str, Post] = {}
         self._running: trio.Nursery | None = None
         self._is_broken = False
-        self.apply(notices)
 
     def apply(self, notices: Sequence[NoticeConfig]) -> None:
         """These and no others from now on. What stays as it was keeps what it has told, and what waits."""
@@ -71,13 +68,16 @@ class Board:
                 self._posts[name] = Post(self._rules(config), Courier(config, self._deliver(config)), self._process)
                 self._start(self._posts[name])
 
-    async def run(self) -> None:
+    async def run(
+        self, notices: Sequence[NoticeConfig], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Nothing that happens after `started` is missed, and of what was before it the state is seen."""
         with self._source.events.follow() as follower:
             follower.wake = partial(self._hear, follower)
             async with trio.open_nursery() as posts:
                 self._running = posts
-                for post in self._posts.values():
-                    self._start(post)
+                self.apply(notices)
+                task_status.started()
                 await trio.sleep_forever()
 
     def stats(self) -> dict[str, Any]:
@@ -88,11 +88,14 @@ class Board:
         rules = Rules(config, is_server=self._process.role == "server")
         now = trio.current_time()
         rules.seed(self._source.snapshot(), now, at=utc_now(), is_ready=self._source.is_ready())
+        told = [event for event in self._source.events.recent if event.kind.startswith("certificate.")]
+        for event in told[-1:]:  # it is told once a day
+            rules.hear(event, now)
         return rules
 
     def _start(self, post: "Post") -> None:
-        if self._running is not None:
-            self._running.start_soon(self._run, post, name=f"notice {post.courier.config.name}")
+        assert self._running is not None
+        self._running.start_soon(self._run, post, name=f"notice {post.courier.config.name}")
 
     async def _run(self, post: "Post") -> None:
         """A wall: what is wrong in here costs this notice, and not the tunnel."""

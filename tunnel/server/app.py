@@ -22,6 +22,7 @@ from tunnel.relay import Engine, Room
 from tunnel.server.acquaintances import Acquaintances
 from tunnel.server.certificate import Certificate, find_files, tls_part
 from tunnel.server.entrance import Entrance, bind_entrances
+from tunnel.server.expiry import watch_expiry
 from tunnel.server.gate import Gate
 from tunnel.server.identities import Identities
 from tunnel.server.meters import server_meters
@@ -248,6 +249,7 @@ async def open_server(
             async with trio.open_nursery() as connections:
                 connections.start_soon(_accept, server, gate, entrances, connections, name="gate")
                 root.start_soon(certificate.watch, name="certificate")
+                root.start_soon(watch_expiry, certificate, events, name="certificate's end")
                 root.start_soon(acquaintances.watch, name="known sources")
                 root.start_soon(identities.watch, lambda: gate.sessions, name="identities")
                 yield server
