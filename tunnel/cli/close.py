@@ -5,11 +5,12 @@ from typing import Any
 
 import click
 
+from tunnel.cli.names import offer_clients
 from tunnel.cli.options import SETTINGS, admin_option, admin_token, json_option, state_option
 
 
 @click.command(context_settings=SETTINGS, short_help="Close a client's session; it comes back.")
-@click.argument("client")
+@click.argument("client", shell_complete=offer_clients)
 @json_option
 @admin_option
 @state_option

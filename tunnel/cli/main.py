@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from tunnel.cli.close import close
+from tunnel.cli.completion import completion
 from tunnel.cli.doctor import doctor
 from tunnel.cli.events import events
 from tunnel.cli.healthcheck import healthcheck
@@ -263,6 +264,7 @@ cli.add_command(status)
 cli.add_command(retry)
 cli.add_command(token)
 cli.add_command(service)
+cli.add_command(completion)
 cli.add_command(history)
 cli.add_command(healthcheck)
 cli.add_command(close)

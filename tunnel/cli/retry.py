@@ -5,11 +5,12 @@ from typing import Any
 
 import click
 
+from tunnel.cli.names import offer_proxies
 from tunnel.cli.options import SETTINGS, admin_option, admin_token, json_option, state_option
 
 
 @click.command(context_settings=SETTINGS, short_help="Start a proxy's bind retry afresh.")
-@click.argument("name")
+@click.argument("name", shell_complete=offer_proxies)
 @json_option
 @admin_option
 @state_option
