@@ -17,6 +17,7 @@ from tunnel.backoff import RetryPolicy
 from tunnel.client import app as app_module
 from tunnel.client.app import Client
 from tunnel.config import ClientConfig, Limits, ProxyConfig, ServerConfig
+from tunnel.config.actions import SetLimits, SetToken
 from tunnel.config.diff import Action, DropProxy, NeedsRestart, SetBindRetry, SetProxy, SetTargets, diff
 from tunnel.config.file import ClientOptions, load_client
 from tunnel.errors import ConfigError, Mistake, TunnelError
@@ -87,14 +88,15 @@ async def test_what_changed_is_applied_and_told_line_by_line(process: Process, n
     nursery.start_soon(reloader.run, CLIENT, process.apply)
     reloader.request()
     await until_said(process, 5)
-    now = evolve(CLIENT, proxies=new.proxies)
-    assert process.applied == [(now, [DropProxy("ssh"), SetTargets("web", SSH.targets, WEB.pool, None)])]
+    now = evolve(CLIENT, proxies=new.proxies, token="another")
+    wanted = [SetToken("another"), DropProxy("ssh"), SetTargets("web", SSH.targets, WEB.pool, None)]
+    assert process.applied == [(now, wanted)]
     assert process.said == [
+        ("INFO", "the token is another one: a new session begins with it, at once"),
         ("INFO", "proxy 'ssh' is closed; visitors inside may finish"),
         ("INFO", "proxy 'web' keeps its listener; its targets are 127.0.0.1:22"),
-        ("WARNING", "token needs a restart: it has changed"),
         ("WARNING", "admin.listen needs a restart: it has changed (none is in force, [::1]:1 in the file)"),
-        ("INFO", "the configuration was read again: 2 changes"),
+        ("INFO", "the configuration was read again: 3 changes"),
     ]
     nursery.cancel_scope.cancel()
 
@@ -135,7 +137,8 @@ async def test_a_file_with_mistakes_changes_nothing_and_each_is_told(
     path.write_text('server = "a"\n')
     reloader.request()
     await until_said(process, 8)
-    assert [actions for _, actions in process.applied] == [[DropProxy("web"), DropProxy("ssh")]]
+    dropped = [DropProxy("web"), DropProxy("ssh")]
+    assert [actions for _, actions in process.applied] == [[*dropped, SetLimits(Limits())]]
     nursery.cancel_scope.cancel()
 
 
@@ -308,9 +311,9 @@ async def test_a_proxy_keeps_its_status_as_long_as_its_listener_stays(
 
 async def test_a_client_takes_over_what_is_no_proxys_and_leaves_what_needs_a_restart(client: Client) -> None:
     pool = evolve(CLIENT.data_channels, min=5)
-    new = evolve(CLIENT, data_channels=pool, servers=(HostPort("b", 1),), resolve_seconds=2.0, token="another")
+    new = evolve(CLIENT, data_channels=pool, servers=(HostPort("b", 1),), resolve_seconds=2.0, watch=False)
     client.apply(diff(CLIENT, new))
-    assert client.config == evolve(new, token=TOKEN)
+    assert client.config == evolve(new, watch=True)
     assert client.statuses["web"] is HEALTHY
 
 

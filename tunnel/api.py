@@ -37,7 +37,7 @@ async def serve(
         await start_beside(side, config, server)
         task_status.started(server)
         await (trio.Event() if drain is None else drain).wait()
-        await server.drain(config.limits.drain_seconds)
+        await server.drain(server.config.limits.drain_seconds)
         side.cancel_scope.cancel(reason="the server has drained")
 
 
@@ -67,7 +67,7 @@ async def run_client(
         task_status.started(client)
         side.start_soon(_run_once_or_ever, client, once, side.cancel_scope)
         await (trio.Event() if drain is None else drain).wait()
-        await client.drain(config.limits.drain_seconds)
+        await client.drain(client.config.limits.drain_seconds)
         side.cancel_scope.cancel(reason="the client has drained")
 
 

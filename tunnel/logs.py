@@ -70,6 +70,14 @@ def configure(
         writer.join(FLUSH_SECONDS)  # past it the thread is left behind; being a daemon, it holds up no exit
 
 
+def set_level(level: str | None, verbosity: int = 0) -> None:
+    """From now on; `verbosity` is that of `configure`, and goes over the level."""
+    root, ours = logging.getLogger(), logging.getLogger("tunnel")
+    wanted = logging.DEBUG if verbosity else logging.getLevelNamesMapping()[(level or "info").upper()]
+    ours.setLevel(wanted)
+    root.setLevel(logging.DEBUG if verbosity >= 2 else max(wanted, logging.WARNING))
+
+
 @contextmanager
 def log_fields(**fields: object) -> Iterator[None]:
     """Adds fields to every record made in the body, and in the tasks started from it."""

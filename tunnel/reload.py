@@ -19,6 +19,8 @@ from tunnel.errors import ConfigError, TunnelError
 
 C = TypeVar("C", ClientConfig, ServerConfig)
 
+MAX_TOLD = 50  # changes or mistakes in one event; the log has them all
+
 log = logging.getLogger(__name__)
 
 
@@ -50,26 +52,29 @@ class Reloader(Generic[C]):
         *,
         check: Callable[[C, C], None] = lambda running, wanted: None,
         read: Callable[[], None] = lambda: None,
+        tell: Callable[..., None] = lambda kind, **fields: None,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Serve requests until cancelled. `running` is the configuration of the process so far; `apply` gets what it
         shall be and how to get there; where it raises TunnelError nothing has changed. `check` gets both before, in a
-        thread, and may raise ConfigError; `read` is called after each reading that found no mistake. All that for one
-        request happens in the body of one `around`."""
+        thread, and may raise ConfigError; `read` is called after each reading that found no mistake, `tell` with the
+        kind and the fields of each event. All that for one request happens in the body of one `around`."""
         while True:
             await self._requested.wait()
             self._requested = trio.Event()  # before the files are read: who changes them later gets another reading
             with around():
-                wanted = await self._read(partial(check, running))
+                wanted = await self._read(partial(check, running), tell)
                 if wanted is not None and not self._drain.is_set():
                     try:
-                        running = _change(running, wanted, apply)
+                        running, changes = _change(running, wanted, apply)
                     except TunnelError as exc:  # a file that was good when it was checked; the next request tries again
                         log.error("the configuration was not changed: %s; then send SIGHUP again", exc)
+                        tell("config.refused", mistakes=[str(exc)])
                         continue
+                    tell("config.reloaded", changes=changes)  # also of none: what was refused before is mended
                     read()
 
-    async def _read(self, check: Callable[[C], None]) -> C | None:
+    async def _read(self, check: Callable[[C], None], tell: Callable[..., None]) -> C | None:
         load = self._load
         assert load is not None
 
@@ -84,12 +89,15 @@ class Reloader(Generic[C]):
             for mistake in exc.mistakes:
                 log.error("%s", mistake)
             log.error("the configuration was not changed: %s to mend", _count(len(exc.mistakes), "mistake"))
-        except Exception:
+            tell("config.refused", mistakes=[str(mistake) for mistake in exc.mistakes[:MAX_TOLD]])
+        except Exception as exc:
             log.exception("the configuration could not be read again; nothing was changed")
+            tell("config.refused", mistakes=[f"it could not be read: {exc!r}"])
         return None
 
 
-def _change(running: C, wanted: C, apply: Callable[[C, Sequence[Action]], None]) -> C:
+def _change(running: C, wanted: C, apply: Callable[[C, Sequence[Action]], None]) -> tuple[C, list[str]]:
+    """What is in force now, and what has changed, in words."""
     actions = diff(running, wanted)
     now = applied(running, actions)
     live = [action for action in actions if not isinstance(action, NeedsRestart)]
@@ -99,7 +107,7 @@ def _change(running: C, wanted: C, apply: Callable[[C, Sequence[Action]], None])
     for action in actions:
         log.log(logging.WARNING if isinstance(action, NeedsRestart) else logging.INFO, "%s", action)
     log.info("the configuration was read again: %s", _count(len(live), "change") if live else idle)
-    return now
+    return now, [str(action) for action in actions[:MAX_TOLD]]
 
 
 def _count(count: int, what: str) -> str:

@@ -18,12 +18,14 @@ from tunnel.config import (
     ForwardProxy,
     Grant,
     HealthCheck,
+    HistoryConfig,
     Limits,
     NoticeConfig,
     PoolConfig,
     ProxyConfig,
     ServerConfig,
 )
+from tunnel.config.actions import SetLimits, SetLogLevel, SetToken, SetTrust
 from tunnel.config.diff import (
     Action,
     DropProxy,
@@ -63,6 +65,15 @@ def restart(path: str, old: str, new: str) -> NeedsRestart:
     return NeedsRestart(path, old, new)
 
 
+def trust(**changes: Any) -> SetTrust:
+    """What makes connections go by this, and otherwise by what the client has."""
+    usual: dict[str, Any] = {
+        "pin": CLIENT.pin, "ca_file": None, "cert_file": None, "key_file": None, "tls_min_version": "1.3", "via": None,
+        "tls_stamp": "",
+    }  # fmt: skip
+    return SetTrust(**{**usual, **changes})
+
+
 OTHER = HostPort("b.example", 8443)
 CLIENT_CHANGES: list[tuple[ClientConfig, list[Action]]] = [
     (CLIENT, []),
@@ -82,18 +93,22 @@ CLIENT_CHANGES: list[tuple[ClientConfig, list[Action]]] = [
     (web(targets=(NAS,)), [SetTargets("web", (NAS,), HOT_TARGETS, None)]),
     (web(pool=DATA_CHANNELS), [SetTargets("web", WEB.targets, DATA_CHANNELS, None)]),
     (web(targets=(NAS,), when_down="close"), [SetProxy(evolve(WEB, targets=(NAS,), when_down="close"))]),
-    (evolve(CLIENT, pin=b"\1" * 32), [restart("pin", "sha256:" + "00" * 32, "sha256:" + "01" * 32)]),
-    (evolve(CLIENT, ca_file=Path("/ca.pem")), [restart("ca_file", "none", "/ca.pem")]),
-    (evolve(CLIENT, cert_file=Path("/c.pem")), [restart("cert_file", "none", "/c.pem")]),
-    (evolve(CLIENT, key_file=Path("/k.pem")), [restart("key_file", "none", "/k.pem")]),
-    (evolve(CLIENT, tls_min_version="1.2"), [restart("tls.min_version", "1.3", "1.2")]),
+    (evolve(CLIENT, pin=b"\1" * 32), [trust(pin=b"\1" * 32)]),
+    (evolve(CLIENT, ca_file=Path("/ca.pem")), [trust(ca_file=Path("/ca.pem"))]),
+    (evolve(CLIENT, cert_file=Path("/c.pem")), [trust(cert_file=Path("/c.pem"))]),
+    (evolve(CLIENT, key_file=Path("/k.pem")), [trust(key_file=Path("/k.pem"))]),
+    (evolve(CLIENT, tls_min_version="1.2"), [trust(tls_min_version="1.2")]),
+    (evolve(CLIENT, tls_stamp="of another content"), [trust(tls_stamp="of another content")]),
+    (evolve(CLIENT, history=HistoryConfig(enabled=False)), [restart("history", "", "")]),
+    (evolve(CLIENT, watch=False), [restart("watch", "True", "False")]),
+    (evolve(CLIENT, log_level="debug"), [SetLogLevel("debug")]),
     (evolve(CLIENT, admin=HostPort("::1", 8480)), [restart("admin.listen", "none", "[::1]:8480")]),
     (evolve(CLIENT, admin_hosts=("a.example",)), [restart("admin.hosts", "none", "a.example")]),
     (evolve(CLIENT, state_dir=Path("/s")), [restart("state_dir", "none", "/s")]),
-    (evolve(CLIENT, limits=Limits(dial_seconds=3.0)), [restart("limits.dial_seconds", "10.0", "3.0")]),
-    (evolve(CLIENT, token="another"), [restart("token", "", "")]),
+    (evolve(CLIENT, limits=Limits(dial_seconds=3.0)), [SetLimits(Limits(dial_seconds=3.0))]),
+    (evolve(CLIENT, token="another"), [SetToken("another")]),
     (evolve(CLIENT, notices=(OPS,)), [SetNotices((OPS,))]),
-    (evolve(CLIENT, via=PROXY), [restart("proxy", "none", "http://proxy.example:3128")]),
+    (evolve(CLIENT, via=PROXY), [trust(via=PROXY)]),
 ]
 
 
@@ -117,7 +132,10 @@ SERVER_CHANGES: list[tuple[ServerConfig, list[Action]]] = [
     (evolve(SERVER, admin_hosts=("a.example",)), [restart("admin.hosts", "none", "a.example")]),
     (evolve(SERVER, clients=()), [SetClients(())]),
     (evolve(SERVER, clients=(Grant("home", bytes(32)),)), [SetClients((Grant("home", bytes(32)),))]),
-    (evolve(SERVER, limits=Limits(max_visitors=9)), [restart("limits.max_visitors", "none", "9")]),
+    (evolve(SERVER, limits=Limits(max_visitors=9)), [SetLimits(Limits(max_visitors=9))]),
+    (evolve(SERVER, history=HistoryConfig(max_rows=5000)), [restart("history", "", "")]),
+    (evolve(SERVER, watch=False), [restart("watch", "True", "False")]),
+    (evolve(SERVER, log_level="error"), [SetLogLevel("error")]),
     (evolve(SERVER, notices=(OPS,)), [SetNotices((OPS,))]),
 ]
 
@@ -139,10 +157,10 @@ def test_proxies_are_closed_before_others_open_for_they_may_take_over_a_port() -
 
 
 def test_what_needs_a_restart_stays_as_it_is_and_is_told_again_the_next_time() -> None:
-    new = evolve(CLIENT, token="another", resolve_seconds=1.0)
+    new = evolve(CLIENT, watch=False, resolve_seconds=1.0)
     now = applied(CLIENT, diff(CLIENT, new))
-    assert (now.token, now.resolve_seconds) == (TOKEN, 1.0)
-    assert diff(now, new) == (NeedsRestart("token", "", ""),)
+    assert (now.watch, now.resolve_seconds) == (True, 1.0)
+    assert diff(now, new) == (NeedsRestart("watch", "True", "False"),)
 
 
 def test_every_field_of_both_configurations_is_looked_at() -> None:
@@ -178,11 +196,14 @@ def test_what_became_of_each_client_is_said_by_its_name() -> None:
 
 def test_every_action_says_on_one_short_line_what_it_means() -> None:
     targets = tuple(Target("unix", f"/run/{n}\n") for n in range(99))
-    actions = [action for new, actions in [*CLIENT_CHANGES, *SERVER_CHANGES] for action in actions]  # type: ignore[operator]
+    of_client = [action for new, _ in CLIENT_CHANGES for action in diff(CLIENT, new)]
+    actions = [*of_client, *(action for new, _ in SERVER_CHANGES for action in diff(SERVER, new))]
     lines = [str(action) for action in [*actions, SetTargets("web", targets, HOT_TARGETS, None)]]
     assert all(line.isprintable() and len(line) < 250 for line in lines)
-    assert "limits.dial_seconds needs a restart: it has changed (10.0 is in force, 3.0 in the file)" in lines
-    assert "token needs a restart: it has changed" in lines
+    assert "limits: dial_seconds is 3 (10 before)" in lines
+    assert "limits: max_visitors is 9 (none before)" in lines
+    assert "watch needs a restart: it has changed (True is in force, False in the file)" in lines
+    assert "connections to the server from now on go by another ca_file" in lines
     assert "proxy 'shell' is new: 0.0.0.0:8022" in lines
 
 
@@ -253,6 +274,6 @@ def test_a_server_that_carries_out_all_actions_lacks_only_what_needs_a_restart(
     actions = diff(old, new)
     left = [action for action in actions if isinstance(action, NeedsRestart)]
     assert diff(applied(old, actions), new) == tuple(left)
-    live = ("bind_retry", "clients", "cert_file", "client_ca_file", "tls_min_version")
+    live = ("bind_retry", "clients", "cert_file", "client_ca_file", "tls_min_version", "limits")
     assert bool(left) is (evolve(old, **{key: getattr(new, key) for key in live}) != new)
     assert diff(old, old) == ()

@@ -28,6 +28,7 @@ from tunnel.snapshot import Event, Snapshot
 from tunnel.state import default_state_dir
 from tunnel.stopping import Stopping
 from tunnel.supervision import Supervision, describe_client, describe_server
+from tunnel.watching import Reading, Watch
 
 FORCED = 130  # exit code after a second signal
 
@@ -35,17 +36,29 @@ FORCED = 130  # exit code after a second signal
 @frozen(kw_only=True)
 class ProcessOptions(Generic[C]):
     """What a command line says of the process, whatever it runs. `reload` reads the configuration again, as at the
-    start; None where there is no file. A `profile_dir` takes the dumps that SIGUSR2 asks for."""
+    start; None where there is no file. With `watch` (and the configuration's) changed files have the same effect. A
+    `profile_dir` takes the dumps that SIGUSR2 asks for."""
 
-    reload: Callable[[], C] | None = None
+    reload: Reading[C] | None = None
+    watch: bool = True
     profile_dir: Path | None = None
     log_format: logs.Format = "text"
     verbose: int = 0
 
     def completed(self, complete: Callable[[C], C]) -> "ProcessOptions[C]":
-        """The same, with `complete` applied to what a reload reads."""
-        reload = self.reload
-        return self if reload is None else evolve(self, reload=lambda: complete(reload()))
+        """With `complete` applied to what a reload reads."""
+        if self.reload is not None:
+            self.reload.then(complete)
+        return self
+
+    def watched(
+        self, config: C, request: Callable[[], object], *, but: Callable[[], Sequence[Path]] = tuple
+    ) -> Watch | None:
+        """What asks for a reading when a file has changed; None where nobody wants that."""
+        if self.reload is None or not (self.watch and config.watch):
+            return None
+        reading = self.reload
+        return Watch(lambda: reading.files, request, but=but)
 
 
 def _sections(side: Server | Client) -> dict[str, Any]:
@@ -76,13 +89,14 @@ def run_serve(
         profile = Profile("server", options.profile_dir)
         say = partial(announce, config=config, introduce=introduce, public_host=public_host)
         passed, notify = take_passed(), _take_notify_socket()
-        run = partial(_serve, config, options.reload, announce=say, profile=profile, notify=notify, passed=passed)
+        logs.set_level(config.log_level, options.verbose)
+        run = partial(_serve, config, options, announce=say, profile=profile, notify=notify, passed=passed)
         return trio.run(run, instruments=profile.instruments)
 
 
 async def _serve(
     config: ServerConfig,
-    reload: Callable[[], ServerConfig] | None,
+    options: ProcessOptions[ServerConfig],
     *,
     announce: Callable[[Server], None],
     profile: Profile,
@@ -90,7 +104,7 @@ async def _serve(
     passed: Sequence[Passed],
 ) -> int:
     stopping = Stopping()
-    reloader = Reloader(reload, drain=stopping.drain)
+    reloader = Reloader(options.reload, drain=stopping.drain)
     async with unwrapped(), trio.open_nursery() as root:
         await root.start(stopping.watch, reloader.request)
         await root.start(profile.watch, name="dumps")
@@ -102,19 +116,28 @@ async def _serve(
                 announce(server)
                 supervision = Supervision(notify, partial(describe_server, server))
                 root.start_soon(partial(supervision.run, server.events, drain=stopping.drain), name="systemd")
-                root.start_soon(partial(_reload, reloader, config, server, supervision), name="reload")
+                root.start_soon(partial(_reload, reloader, config, server, supervision, options), name="reload")
+                if watch := options.watched(config, reloader.request, but=server.watched_files):
+                    root.start_soon(watch.run, name="changed files")
         root.cancel_scope.cancel(reason="the server has ended")
     return FORCED if stopping.forced else 0
 
 
 async def _reload(
-    reloader: Reloader[ServerConfig], config: ServerConfig, server: Server, supervision: Supervision
+    reloader: Reloader[ServerConfig],
+    config: ServerConfig,
+    server: Server,
+    supervision: Supervision,
+    options: ProcessOptions[ServerConfig],
 ) -> None:
     def apply(now: ServerConfig, _: Sequence[Action]) -> None:
         server.apply(now)
+        logs.set_level(now.log_level, options.verbose)
 
-    around = supervision.reloading
-    await reloader.run(config, apply, check=check_change, read=server.look_at_certificate, around=around)
+    await reloader.run(
+        config, apply, check=check_change, read=server.look_at_certificate, tell=server.events.publish,
+        around=supervision.reloading,
+    )  # fmt: skip
 
 
 # connect
@@ -124,7 +147,7 @@ def run_connect(config: ClientConfig, options: ProcessOptions[ClientConfig], *, 
     """Be a client until a signal; returns the exit code, or raises why a single session (`once`) ended."""
 
     def complete(config: ClientConfig) -> ClientConfig:
-        needed = config.admin is not None and config.state_dir is None
+        needed = (config.admin is not None or config.history.enabled) and config.state_dir is None
         return evolve(config, state_dir=default_state_dir()) if needed else config
 
     config, options = complete(config), options.completed(complete)
@@ -137,8 +160,9 @@ def run_connect(config: ClientConfig, options: ProcessOptions[ClientConfig], *, 
     on_screen = isinstance(view, TableView) and sys.stderr.isatty()
     with logs.configure(options.verbose, options.log_format, stream=view.log_stream if on_screen else None):
         profile = Profile("client", options.profile_dir)
+        logs.set_level(config.log_level, options.verbose)
         run = partial(
-            _connect, config, options.reload, once=once, view=view, made=clients.append, profile=profile,
+            _connect, config, options, once=once, view=view, made=clients.append, profile=profile,
             notify=_take_notify_socket(),
         )  # fmt: skip
         return trio.run(run, instruments=profile.instruments)
@@ -146,7 +170,7 @@ def run_connect(config: ClientConfig, options: ProcessOptions[ClientConfig], *, 
 
 async def _connect(
     config: ClientConfig,
-    reload: Callable[[], ClientConfig] | None,
+    options: ProcessOptions[ClientConfig],
     *,
     once: bool,
     view: View,
@@ -155,10 +179,11 @@ async def _connect(
     notify: NotifySocket,
 ) -> int:
     stopping = Stopping()
-    reloader = Reloader(reload, drain=stopping.drain)
+    reloader = Reloader(options.reload, drain=stopping.drain)
 
-    def apply(_config: ClientConfig, actions: Sequence[Action]) -> None:
+    def apply(now: ClientConfig, actions: Sequence[Action]) -> None:
         client.apply(actions)
+        logs.set_level(now.log_level, options.verbose)
         _show_proxies(view, client)
 
     async with unwrapped(), trio.open_nursery() as root:
@@ -173,7 +198,12 @@ async def _connect(
                 root.start_soon(show, client, view, name="statuses")
                 supervision = Supervision(notify, partial(describe_client, client))
                 root.start_soon(partial(supervision.run, client.events, drain=stopping.drain), name="systemd")
-                root.start_soon(partial(reloader.run, config, apply, around=supervision.reloading), name="reload")
+                serve_reloads = partial(
+                    reloader.run, config, apply, tell=client.events.publish, around=supervision.reloading
+                )
+                root.start_soon(serve_reloads, name="reload")
+                if watch := options.watched(config, reloader.request):
+                    root.start_soon(watch.run, name="changed files")
         root.cancel_scope.cancel(reason="the client has ended")
     return FORCED if stopping.forced else 0
 

@@ -27,6 +27,7 @@ from tunnel.cli.options import (
     state_option,
     verbose_option,
     via_option,
+    watch_option,
 )
 from tunnel.cli.retry import retry
 from tunnel.cli.service import service
@@ -101,16 +102,18 @@ def cli() -> None:
 @click.option("--public-host", metavar="HOST", help="How clients reach this host, for the line that is printed.")
 @state_option
 @profile_option
+@watch_option
 @format_option
 @verbose_option
 def serve(
     config: Path | None, listen: tuple[str, ...], admin: str | None, public_host: str | None,
-    state_dir: Path | None, profile_dir: Path | None, log_format: Any, verbose: int,
+    state_dir: Path | None, profile_dir: Path | None, watch: bool, log_format: Any, verbose: int,
 ) -> None:  # fmt: skip
     """Run the server.
 
     Without a config it makes a key, a certificate and a token on first start, and prints one line to paste beside the
-    service. SIGHUP reads the config again; SIGTERM lets visitors inside finish, a second one does not.
+    service. A config that has changed is read again, at once with SIGHUP; SIGTERM lets visitors inside finish, a second
+    one does not.
 
     \b
     Examples:
@@ -121,11 +124,13 @@ def serve(
 
     from tunnel.cli.commands import ProcessOptions, run_serve
     from tunnel.config.file import ServerOptions, load_server
+    from tunnel.watching import Reading
 
-    load = partial(load_server, config, ServerOptions(listen, admin, state_dir))
+    load = Reading(partial(load_server, config, ServerOptions(listen, admin, state_dir)))
     options = ProcessOptions(
-        reload=load if config is not None else None, profile_dir=profile_dir, log_format=log_format, verbose=verbose
-    )
+        reload=load if config is not None else None, watch=watch, profile_dir=profile_dir, log_format=log_format,
+        verbose=verbose,
+    )  # fmt: skip
     sys.exit(run_serve(load(), options, introduce=config is None, public_host=public_host))
 
 
@@ -145,17 +150,19 @@ def serve(
 @click.option("--json", "as_json", is_flag=True, help="Write each status update as one JSON line.")
 @state_option
 @profile_option
+@watch_option
 @format_option
 @verbose_option
 def connect(
     servers: tuple[str, ...], config: Path | None, proxies: tuple[str, ...], token_file: Path | None, pin: str | None,
     cert_file: Path | None, key_file: Path | None, via: str | None, admin: str | None, once: bool, as_json: bool,
-    state_dir: Path | None, profile_dir: Path | None, log_format: Any, verbose: int,
+    state_dir: Path | None, profile_dir: Path | None, watch: bool, log_format: Any, verbose: int,
 ) -> None:  # fmt: skip
     """Connect to SERVER and publish services there. Several are addresses of one server.
 
     PUBLISH is PORT, ADDR:PORT or 0 (the server chooses); TARGET is PORT, HOST:PORT, tls://HOST:PORT or unix:/path.
-    SIGHUP reads the config again; SIGTERM lets visitors inside finish, a second one does not.
+    A config that has changed is read again, at once with SIGHUP; SIGTERM lets visitors inside finish, a second one does
+    not.
 
     \b
     Examples:
@@ -168,19 +175,22 @@ def connect(
     from tunnel.cli.commands import ProcessOptions, run_connect
     from tunnel.config.file import ClientOptions, load_client
     from tunnel.config.forward import forward_variables
+    from tunnel.watching import Reading
 
     said = ClientOptions(
         servers, proxies, token_file, pin, admin, os.environ.get(TOKEN_VARIABLE), cert_file, key_file,
         via=via, environ=forward_variables(),
     )  # fmt: skip
 
-    def load() -> Any:
+    def read() -> Any:
         loaded = load_client(config, said)
         return loaded if state_dir is None else evolve(loaded, state_dir=state_dir)
 
+    load = Reading(read)
     options = ProcessOptions(
-        reload=load if config is not None else None, profile_dir=profile_dir, log_format=log_format, verbose=verbose
-    )
+        reload=load if config is not None else None, watch=watch, profile_dir=profile_dir, log_format=log_format,
+        verbose=verbose,
+    )  # fmt: skip
     sys.exit(run_connect(load(), options, once=once, as_json=as_json))
 
 

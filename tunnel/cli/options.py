@@ -22,6 +22,9 @@ state_option = click.option(
 )
 verbose_option = click.option("-v", "--verbose", count=True, help="Log more; -vv also what libraries log.")
 format_option = click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+watch_option = click.option(
+    "--no-watch", "watch", is_flag=True, default=True, flag_value=False, help="Read changed files only at SIGHUP."
+)
 profile_option = click.option("--profile-dir", type=FOLDER, help="On SIGUSR2, write a dump of tasks and figures there.")
 via_option = click.option(
     "--via",

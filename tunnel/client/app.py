@@ -20,6 +20,7 @@ from tunnel.client.resolver import Resolver, leave_name, look_up
 from tunnel.client.routes import RouteTable
 from tunnel.client.session import ClientSession, Identity
 from tunnel.config import ClientConfig, ProxyConfig
+from tunnel.config.actions import SetTrust
 from tunnel.config.diff import Action, applied
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.limits import socket_bound, visitor_bound
@@ -291,15 +292,36 @@ class Client:
             self._session.publish()
 
     def apply(self, actions: Sequence[Action]) -> None:
-        """Carry out what a changed configuration asks for; `NeedsRestart` is left to the caller to tell. No await."""
-        before, self.config = self.config, applied(self.config, actions)
-        if self.config.servers != before.servers:
-            self._resolver.replace(self.config.servers)
+        """Carry out what a changed configuration asks for; `NeedsRestart` is left to the caller to tell. No await.
+
+        `TunnelError`, and nothing has changed, where the certificate or the CA file is unusable.
+        """
+        before, now = self.config, applied(self.config, actions)
+        dialer = make_dialer(now) if any(isinstance(action, SetTrust) for action in actions) else None
+        self.config = now
+        if dialer is not None:
+            self._dialer.become(dialer)
+        if now.servers != before.servers:
+            self._resolver.replace(now.servers)
+        if now.limits != before.limits:
+            self.engine.apply(visitor_bound(now.limits))
+            self._routes.limit(now.limits.dial_seconds)
         if self._session is not None:
-            self._session.apply(self.config)
+            self._session.apply(now)
+        if dialer is not None or now.token != before.token:
+            self._try_with_that(now.token != before.token)
         if self.config.proxies != before.proxies:
             self.publish(*self.config.proxies)
         self.attached.apply(self.config)
+
+    def _try_with_that(self, is_new_token: bool) -> None:
+        """What may have been refused for our token or our trust is tried again now. A session stays, save for a new
+        token: who changes that is about to revoke the old one."""
+        self._turns.forgive()
+        if is_new_token or self.connection.state != "connected":
+            self._at_once.set()
+        if is_new_token and self._session is not None:
+            self._session.close("the client has another token now, and comes back with it")
 
     def stats(self) -> dict[str, Any]:
         """How the client stands to its server, and the figures of the connections kept ready: to it, and to targets."""

@@ -42,14 +42,18 @@ class SeenCertificate:
             return None
 
 
-@frozen
+@define(eq=False)
 class Dialer:
-    """What this client accepts as its server's proof, wherever it dials it."""
+    """What this client accepts as its server's proof, and shows of itself, wherever it dials it."""
 
     context: ssl.SSLContext
     pin: bytes | None
     via: ForwardProxy | None = None
     seen: SeenCertificate = Factory(SeenCertificate)
+
+    def become(self, other: "Dialer") -> None:
+        """As `other` is, for the connections that are dialled from now on."""
+        self.context, self.pin, self.via = other.context, other.pin, other.via
 
     async def connect(self, address: ServerAddress) -> socket.socket:
         """A connected socket, through the proxy if there is one. Raises as `dial_tcp` and `dial_through` do."""
@@ -173,6 +177,10 @@ class Turns:
         self._refused_until = {other: until for other, until in self._refused_until.items() if until > now}
         self._refused_until[address] = now + REFUSED_SECONDS
         self.avoid(address)
+
+    def forgive(self) -> None:
+        """We are not who was refused any more, or trust whom we did not."""
+        self._refused_until.clear()
 
     @property
     def has_another(self) -> bool:

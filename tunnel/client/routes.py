@@ -53,6 +53,12 @@ class RouteTable:
         for route in before.values():
             route.stop()
 
+    def limit(self, dial_seconds: float) -> None:
+        """So long for a dial that begins from now on."""
+        self._dial_seconds = dial_seconds
+        for route in self.routes.values():
+            route.limit(dial_seconds)
+
     def next_set(self) -> ProxySet:
         """The set to send: a version of its own, so that OPEN frames can never be taken for another's."""
         self._version += 1

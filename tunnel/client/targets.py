@@ -96,6 +96,11 @@ class ProxyRoute:
         for target in config.targets:
             self.pool.mark(key_of(target), self._down.get(target))
 
+    def limit(self, dial_seconds: float) -> None:
+        self._dial_seconds = dial_seconds
+        if self.pool is not None:
+            self.pool.apply(pool_config(self.config, dial_seconds))
+
     def forget_verdicts(self) -> None:
         """Its checks begin anew: until they have told, every target counts as usable."""
         for target in list(self._down):

@@ -12,6 +12,7 @@ from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 from tunnel.config.receivers import NoticeConfig as NoticeConfig
 
 DEFAULT_ADMIN = HostPort("127.0.0.1", 8480)
+LOG_LEVELS = ("debug", "info", "warning", "error")
 TLS_VERSIONS = ("1.3", "1.2")  # the least that is spoken; the first is the default
 FORWARD_SCHEMES = ("http", "socks5", "socks5h")
 
@@ -122,6 +123,8 @@ class ServerConfig:
     client_ca_file: Path | None = None
     tls_min_version: str = "1.3"  # or "1.2"
     history: HistoryConfig = HistoryConfig()
+    watch: bool = True  # changed files are read again by themselves (command line only)
+    log_level: str | None = None  # one of LOG_LEVELS; None: info (command line only)
     proxy_protocol_from: tuple[str, ...] = ()  # addresses and CIDRs of balancers, whose PROXY header must come first
     notices: tuple[NoticeConfig, ...] = ()
 
@@ -198,6 +201,9 @@ class ClientConfig:
     data_channels: PoolConfig = DATA_CHANNELS
     resolve_seconds: float = 60.0  # between look-ups of the servers' names
     history: HistoryConfig = HistoryConfig()
+    watch: bool = True  # changed files are read again by themselves (command line only)
+    log_level: str | None = None  # one of LOG_LEVELS; None: info (command line only)
+    tls_stamp: str = field(default="", eq=False)  # changes with what the three files hold; for who reads them again
     limits: Limits = Limits()
     cert_file: Path | None = None
     key_file: Path | None = None

@@ -14,18 +14,18 @@ from attrs import evolve, field, fields, frozen
 from tunnel.addresses import HostPort, Target
 from tunnel.backoff import Policy
 from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, NoticeConfig, PoolConfig, ProxyConfig, ServerConfig
+from tunnel.config.actions import SetLimits, SetLogLevel, SetToken, SetTrust
 
 MAX_SHOWN = 100  # characters of a value in a message
-_CLIENT_AT_START = (
-    "token", "pin", "ca_file", "cert_file", "key_file", "tls_min_version", "admin", "admin_hosts", "state_dir",
-    "history", "via",
-)  # fmt: skip
-_PATHS = {  # of fields whose key is called otherwise
-    "tls_min_version": "tls.min_version", "admin": "admin.listen", "admin_hosts": "admin.hosts", "via": "proxy",
+_CLIENT_AT_START = ("admin", "admin_hosts", "state_dir", "history", "watch")
+_PATHS = {"admin": "admin.listen", "admin_hosts": "admin.hosts"}  # of fields whose key is called otherwise
+_SERVER_AT_START = ("listen", "proxy_protocol_from", "admin", "admin_hosts", "state_dir", "history", "watch")
+_TRUST = {  # the fields of `SetTrust`, and what they are to people
+    "pin": "pin", "ca_file": "ca_file", "cert_file": "cert_file", "key_file": "key_file",
+    "tls_min_version": "tls.min_version", "via": "proxy", "tls_stamp": "content of ca_file, cert_file or key_file",
 }  # fmt: skip
-_SERVER_AT_START = ("listen", "proxy_protocol_from", "admin", "admin_hosts", "state_dir", "history")
 _TLS = ("cert_file", "key_file", "client_ca_file", "tls_min_version")
-_NEVER_SHOWN = ("token", "history")
+_NEVER_SHOWN = ("history",)
 
 
 @frozen
@@ -150,9 +150,11 @@ class NeedsRestart:
         return f"{self.path} needs a restart: it has changed{values}"
 
 
-ClientAction = SetServers | SetResolveSeconds | SetDataChannels | SetProxy | SetTargets | DropProxy
+ClientAction = (
+    SetServers | SetResolveSeconds | SetDataChannels | SetProxy | SetTargets | DropProxy | SetToken | SetTrust
+)
 ServerAction = SetBindRetry | SetClients | SetTls
-Action = ClientAction | ServerAction | SetNotices | NeedsRestart
+Action = ClientAction | ServerAction | SetNotices | SetLimits | SetLogLevel | NeedsRestart
 
 
 @overload
@@ -162,9 +164,9 @@ def diff(old: ServerConfig, new: ServerConfig) -> tuple[Action, ...]: ...
 def diff(old: ClientConfig | ServerConfig, new: ClientConfig | ServerConfig) -> tuple[Action, ...]:
     """What has to be done so that a process that runs with `old` runs with `new`. Nothing for equal ones."""
     if isinstance(old, ClientConfig) and isinstance(new, ClientConfig):
-        return (*_client_changes(old, new), *_notices(old, new), *_restarts(old, new, _CLIENT_AT_START))
+        return (*_client_changes(old, new), *_common(old, new), *_restarts(old, new, _CLIENT_AT_START))
     if isinstance(old, ServerConfig) and isinstance(new, ServerConfig):
-        return (*_server_changes(old, new), *_notices(old, new), *_restarts(old, new, _SERVER_AT_START))
+        return (*_server_changes(old, new), *_common(old, new), *_restarts(old, new, _SERVER_AT_START))
     raise TypeError("a client's configuration cannot become a server's")
 
 
@@ -192,6 +194,10 @@ def _applied_to_server(config: ServerConfig, action: Action) -> ServerConfig:
             return evolve(config, **{key: getattr(action, key) for key in _TLS})
         case SetNotices(notices):
             return evolve(config, notices=notices)
+        case SetLimits(limits):
+            return evolve(config, limits=limits)
+        case SetLogLevel(level):
+            return evolve(config, log_level=level)
         case _:
             return config
 
@@ -219,6 +225,14 @@ def _applied_to_client(config: ClientConfig, action: Action) -> ClientConfig:
             return evolve(config, proxies=tuple(one for one in config.proxies if one.name != name))
         case SetNotices(notices):
             return evolve(config, notices=notices)
+        case SetLimits(limits):
+            return evolve(config, limits=limits)
+        case SetLogLevel(level):
+            return evolve(config, log_level=level)
+        case SetToken(token):
+            return evolve(config, token=token)
+        case SetTrust():
+            return evolve(config, **{key: getattr(action, key) for key in _TRUST})
         case SetBindRetry() | SetClients() | SetTls() | NeedsRestart():
             return config
         case _:
@@ -232,6 +246,10 @@ def _client_changes(old: ClientConfig, new: ClientConfig) -> Iterator[Action]:
         yield SetResolveSeconds(new.resolve_seconds)
     if old.data_channels != new.data_channels:
         yield SetDataChannels(new.data_channels)
+    if trust := tuple(shown for key, shown in _TRUST.items() if getattr(old, key) != getattr(new, key)):
+        yield SetTrust(**{key: getattr(new, key) for key in _TRUST}, changed=trust)
+    if old.token != new.token:
+        yield SetToken(new.token)
     before, after = ({proxy.name: proxy for proxy in config.proxies} for config in (old, new))
     for name in before:  # first, for a port that one proxy leaves may be another's now
         if name not in after:
@@ -266,9 +284,19 @@ def _server_changes(old: ServerConfig, new: ServerConfig) -> Iterator[Action]:
         yield SetTls(new.cert_file, new.key_file, new.client_ca_file, new.tls_min_version)
 
 
-def _notices(old: ClientConfig | ServerConfig, new: ClientConfig | ServerConfig) -> Iterator[Action]:
+def _common(old: ClientConfig | ServerConfig, new: ClientConfig | ServerConfig) -> Iterator[Action]:
     if old.notices != new.notices:
         yield SetNotices(new.notices)
+    if old.log_level != new.log_level:
+        yield SetLogLevel(new.log_level)
+    if old.limits != new.limits:
+        pairs = ((one.name, getattr(old.limits, one.name), getattr(new.limits, one.name)) for one in fields(Limits))
+        words = (f"{name} is {_limit(now)} ({_limit(before)} before)" for name, before, now in pairs if now != before)
+        yield SetLimits(new.limits, tuple(words))
+
+
+def _limit(value: float | None) -> str:
+    return "none" if value is None else f"{value:.10g}"
 
 
 def _restarts(
@@ -276,8 +304,6 @@ def _restarts(
 ) -> Iterator[NeedsRestart]:
     for key in keys:
         yield from _restart(key, getattr(old, key), getattr(new, key))
-    for limit in fields(Limits):
-        yield from _restart(f"limits.{limit.name}", getattr(old.limits, limit.name), getattr(new.limits, limit.name))
 
 
 def _restart(key: str, old: Any, new: Any) -> Iterator[NeedsRestart]:
@@ -302,5 +328,6 @@ def _show(value: Any) -> str:
 
 __all__ = [
     "Action", "ClientAction", "DropProxy", "NeedsRestart", "SetBindRetry", "SetClients", "SetDataChannels",
-    "SetNotices", "SetProxy", "SetResolveSeconds", "SetServers", "SetTargets", "SetTls", "applied", "diff",
+    "SetLimits", "SetLogLevel", "SetNotices", "SetProxy", "SetResolveSeconds", "SetServers", "SetTargets", "SetTls",
+    "SetToken", "SetTrust", "applied", "diff",
 ]  # fmt: skip

@@ -21,11 +21,13 @@ from tunnel.config.notices import take_notices
 from tunnel.config.pools import take_data_channels
 from tunnel.config.sections import (
     blame_repeats,
+    content_stamp,
     take_admin,
     take_ca_file,
     take_limits,
     take_min_version,
     take_pair,
+    take_process,
     take_state_dir,
 )
 from tunnel.config.server_file import MAX_LISTEN, read_server
@@ -43,7 +45,7 @@ CLIENT_KEYS = (
     "server", "servers", "resolve_seconds", "token_file", "pin", "ca_file", "cert_file", "key_file", "data_channels",
     "proxies", "proxy", "proxy_auth_file",
 )  # fmt: skip
-SHARED_KEYS = ("tls", "state_dir", "admin", "limits", "history", "notices")
+SHARED_KEYS = ("tls", "state_dir", "admin", "limits", "history", "watch", "log_level", "notices")
 _NO_SERVER = HostPort("", 0)  # stands in where there is none, which is a mistake: no caller sees it
 T = TypeVar("T")
 
@@ -114,7 +116,7 @@ def load_client(path: Path | None, options: ClientOptions | None = None, *, need
     said = _understand(findings, options or ClientOptions())
     config = _read_client(_open(findings, path, "client"), _base(path), said, need_token=need_token)
     findings.finish()
-    return config
+    return evolve(config, tls_stamp=content_stamp((config.ca_file, config.cert_file, config.key_file)))
 
 
 def check_file(path: Path, kind: Kind | None = None) -> CheckReport:
@@ -225,6 +227,7 @@ def _read_client(table: Table, base: Path, said: _Said, *, need_token: bool) -> 
         resolve_seconds=table.take("resolve_seconds", number(1, DAY), 60.0),
         limits=take_limits(table),
         history=take_history(table, base),
+        **take_process(table),
         cert_file=cert_file,
         key_file=key_file,
         tls_min_version=take_min_version(table.table("tls")),

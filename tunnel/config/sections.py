@@ -2,9 +2,11 @@
 `client_file` and their helpers.
 """
 
+import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,27 @@ from attrs import evolve, fields
 from tunnel.addresses import HostPort
 from tunnel.backoff import LinearPolicy, Policy, RetryPolicy
 from tunnel.certificates import ca_problem, pair_unfit
-from tunnel.config import TLS_VERSIONS, Limits
+from tunnel.config import LOG_LEVELS, TLS_VERSIONS, Limits
 from tunnel.config.credentials import as_passed
 from tunnel.config.table import Spot, Table
 from tunnel.config.token_file import exposed
-from tunnel.config.values import DAY, MAX_COUNT, Reader, admin_listen, host, number, one_of, or_word, path_from, whole
+from tunnel.config.values import (
+    DAY,
+    MAX_COUNT,
+    Reader,
+    admin_listen,
+    flag,
+    host,
+    number,
+    one_of,
+    or_word,
+    path_from,
+    whole,
+)
 
 PAIR = "cert_file", "key_file"
 MAX_BUDGET_BYTES = 2**50
+MAX_PEM_BYTES = 8 * 1024 * 1024  # a system's CAs are a quarter of a megabyte
 MIN_BUDGET_BYTES = 1024 * 1024  # sixteen streams with the first window of 64 KiB
 
 FOREVER = "forever"
@@ -96,6 +111,26 @@ def take_pair(
     if is_readable and (problem := pair_unfit(cert_file, key_file)) is not None:
         table.blame(keys[1], *problem)
     return cert_file, key_file
+
+
+def content_stamp(paths: Iterable[Path | None]) -> str:
+    """Changes with what these files hold; empty where none is named. One that cannot be read is as an empty one."""
+    digest, is_any = hashlib.sha256(), False
+    for path in paths:
+        if path is not None:
+            is_any = True
+            with suppress(OSError), path.open("rb") as file:
+                digest.update(file.read(MAX_PEM_BYTES))
+        digest.update(b"\0")
+    return digest.hexdigest() if is_any else ""
+
+
+def take_process(table: Table) -> dict[str, Any]:
+    """What concerns the process, whatever it is."""
+    return {
+        "watch": table.take("watch", flag, True),
+        "log_level": table.take("log_level", one_of(LOG_LEVELS, "log level"), None),
+    }
 
 
 def take_min_version(section: Table | None) -> str:

@@ -22,6 +22,7 @@ from tunnel.config.sections import (
     take_limits,
     take_min_version,
     take_pair,
+    take_process,
     take_state_dir,
 )
 from tunnel.config.table import Findings, Spot, Table
@@ -52,6 +53,7 @@ def read_server(table: Table, base: Path) -> ServerConfig:
         admin_required=admin_is_asked_for(table),
         limits=take_limits(table),
         history=take_history(table, base),
+        **take_process(table),
         client_ca_file=None if tls is None else take_ca_file(tls, "client_ca_file", base),
         tls_min_version=take_min_version(tls),
         notices=take_notices(table, base, is_server=True),

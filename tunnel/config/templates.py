@@ -75,6 +75,10 @@ bind_port = 8443
 # or 2), and the address in it is whom failed logins are held against. From anybody else the header is refused.
 #proxy_protocol_from = ["10.0.0.0/8", "192.0.2.7"]
 
+# This file is read again by itself when it has changed, as by SIGHUP, and so are the files that it names.
+#watch = true
+#log_level = "info"  # or "debug", "warning", "error"; -v goes over it
+
 # Certificate, key and admin token made by the server itself live here.
 #state_dir = "/var/lib/trio-tunnel"
 
@@ -143,6 +147,10 @@ _CLIENT = """\
 server = "tunnel.example.com:8443"
 # Instead, for several addresses of one server: servers = ["a.example.com:8443", "b.example.com:8443"]
 #resolve_seconds = 60  # between look-ups of their names
+
+# This file is read again by itself when it has changed, as by SIGHUP, and so are the files that it names.
+#watch = true
+#log_level = "info"  # or "debug", "warning", "error"; -v goes over it
 
 # The token, alone in a file that only you can read: (umask 077; cat > home.token)
 # Without this line it is taken from the environment, TRIO_TUNNEL_TOKEN.

@@ -21,6 +21,12 @@ class DeadlineQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._deadlines)
 
+    def become(self, seconds: float) -> None:
+        """Another duration, also for those under way, who began when they did: their order stays."""
+        more, self.seconds = seconds - self.seconds, seconds
+        if more:
+            self._deadlines = {owner: deadline + more for owner, deadline in self._deadlines.items()}
+
     def add(self, owner: T, now: float) -> None:
         """Start, or start again."""
         self._deadlines.pop(owner, None)

@@ -67,6 +67,11 @@ class Budget:
     def give(self, size: int) -> None:
         self.free += size
 
+    def become(self, size: int) -> None:
+        """So much in all from now on; what was promised stays promised, and may be more than that for a while."""
+        self.free += size - self.size
+        self.size, self.reserve = size, size // 2
+
 
 class Member(Entry, Protocol):
     """An entry that can be ended by the wall around it."""
@@ -142,6 +147,16 @@ class Engine:
         self._alarm = trio.Event()
 
     now = staticmethod(time.monotonic)
+
+    def apply(self, limits: Limits) -> None:
+        """Other bounds from now on. Nobody inside goes; deadlines under way are as much later or sooner."""
+        self.budget.become(limits.buffer_budget)
+        self.max_streams = limits.max_visitors
+        self.dials.become(limits.dial_seconds)
+        self.waits.become(limits.channel_wait_seconds)
+        self.half_closed.become(limits.half_closed_seconds)
+        self._alarm.set()
+        self.look_at_bounds()
 
     @property
     def is_full(self) -> bool:

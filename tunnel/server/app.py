@@ -99,6 +99,11 @@ class Server:
         """Whether a new client would be served."""
         return not self._gate.is_draining and any(entrance.is_open for entrance in self._entrances)
 
+    @property
+    def config(self) -> ServerConfig:
+        """What it goes by now."""
+        return self._config
+
     def why_not_ready(self) -> str:
         """In words; empty when it is ready."""
         if self._gate.is_draining:
@@ -117,9 +122,9 @@ class Server:
     def apply(self, config: ServerConfig) -> list[str]:
         """Take over of a new configuration what can change in a running server; says in words what did.
 
-        That is the default of `bind_retry`, the `clients`, all about TLS, and the notices. No await: all of it holds
-        from now on. What else differs is as before. `TunnelError`, and nothing has changed, where a certificate is
-        unusable.
+        That is the default of `bind_retry`, the `clients`, the `limits`, all about TLS, and the notices. No await: all
+        of it holds from now on. What else differs is as before. `TunnelError`, and nothing has changed, where a
+        certificate is unusable.
         """
         done: list[str] = []
         if tls_part(config) != tls_part(self._config):
@@ -131,6 +136,10 @@ class Server:
         if config.bind_retry != self._config.bind_retry:
             self._gate.apply(config.bind_retry)
             done.append("bind_retry: counts for proxies without one of their own, from their next round of attempts on")
+        if config.limits != self._config.limits:
+            self.engine.apply(visitor_bound(config.limits))
+            self._gate.limit(config.limits)
+            done.append("limits: for all that begins from now on; nobody inside is sent away")
         if config.clients != self._config.clients:
             self._identities.replace(config.clients)
             self._identities.review(self._gate.sessions)
@@ -138,7 +147,7 @@ class Server:
         self._config = evolve(
             self._config, bind_retry=config.bind_retry, clients=config.clients, cert_file=config.cert_file,
             key_file=config.key_file, client_ca_file=config.client_ca_file, tls_min_version=config.tls_min_version,
-            notices=config.notices,
+            notices=config.notices, limits=config.limits,
         )  # fmt: skip
         self.attached.apply(self._config)
         return done
@@ -148,6 +157,11 @@ class Server:
         word = "the server wants a certificate of another CA from its clients now; come back with one"
         for session in self._gate.sessions:
             session.close(Farewell.STOPPING, word)
+
+    def watched_files(self) -> tuple[Path, ...]:
+        """Those that it watches by itself, and takes over when they change."""
+        files = self._certificate.files
+        return tuple(path for path in (files.cert_file, files.key_file, files.client_ca_file) if path is not None)
 
     def look_at_certificate(self) -> None:
         """Its files were changed, and are whole: take them over now, not when they have stood still for a while."""

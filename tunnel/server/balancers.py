@@ -16,7 +16,7 @@ class Balancers:
 
     def __init__(self, networks: Iterable[str], *, header_seconds: float) -> None:
         self._trusted = TrustedPeers(networks)
-        self._seconds = header_seconds
+        self.header_seconds = header_seconds
         self._waiting = 0
 
     def __contains__(self, address: str) -> bool:
@@ -31,10 +31,10 @@ class Balancers:
             raise ValueError(f"is missing on {MAX_WAITING} connections at a time")
         self._waiting += 1
         try:
-            with trio.fail_after(self._seconds):
+            with trio.fail_after(self.header_seconds):
                 return await _read(sock)
         except trio.TooSlowError:
-            raise ValueError(f"did not come within {self._seconds:g} s") from None
+            raise ValueError(f"did not come within {self.header_seconds:g} s") from None
         finally:
             self._waiting -= 1
 

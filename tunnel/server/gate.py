@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from tunnel.backoff import Policy
-from tunnel.config import Grant, ServerConfig
+from tunnel.config import Grant, Limits, ServerConfig
 from tunnel.errors import PeerLost, RemoteProtocolError
 from tunnel.limits import stranger_bound
 from tunnel.logs import log_fields
@@ -86,6 +86,12 @@ class Gate:
     def apply(self, bind_retry: Policy) -> None:
         """A new default for the rounds of bind retry that begin from now on."""
         self._logins.apply(bind_retry)
+
+    def limit(self, limits: Limits) -> None:
+        """Other deadlines and bounds, for whoever comes from now on and for the sessions' proxies."""
+        self._limits = limits
+        self._balancers.header_seconds = limits.head_seconds
+        self._logins.limit(limits)
 
     def stats(self) -> dict[str, Any]:
         """How many are at the gate, and why connections came to nothing since the start."""

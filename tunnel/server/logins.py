@@ -8,7 +8,7 @@ import trio
 from attrs import evolve, frozen
 
 from tunnel.backoff import Policy
-from tunnel.config import Grant, ServerConfig
+from tunnel.config import Grant, Limits, ServerConfig
 from tunnel.logs import log_fields
 from tunnel.messages import Farewell
 from tunnel.protocol import EPOCH, INSTANCE
@@ -63,6 +63,11 @@ class Logins:
         self._config = evolve(self._config, bind_retry=bind_retry)
         for session in self._sessions:
             session.bind_retry = bind_retry
+
+    def limit(self, limits: Limits) -> None:
+        self._config = evolve(self._config, limits=limits)
+        for session in self._sessions:
+            session.limit(limits)
 
     @property
     def sessions(self) -> tuple[Session, ...]:

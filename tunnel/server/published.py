@@ -83,6 +83,12 @@ class Published:
         bound(self._relay, grant)
         hold_to(grant, self.proxies.values())
 
+    def limit(self, max_visitors: int | None) -> None:
+        """So many visitors to each proxy from now on; those inside stay."""
+        self._max_visitors = max_visitors
+        for listener in self._listeners:
+            listener.max_visitors = max_visitors
+
     def drain(self) -> None:
         """Take no new visitors, for good; those inside go on."""
         self.is_draining = True

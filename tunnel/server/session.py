@@ -9,9 +9,10 @@ import secrets
 from collections.abc import Callable
 
 import trio
+from attrs import evolve
 
 from tunnel.backoff import Policy
-from tunnel.config import Grant, ServerConfig
+from tunnel.config import Grant, Limits, ServerConfig
 from tunnel.control import open_server_control
 from tunnel.control_line import ControlLine, open_line
 from tunnel.errors import PeerLost, RemoteProtocolError
@@ -101,6 +102,13 @@ class Session:
     @bind_retry.setter
     def bind_retry(self, bind_retry: Policy) -> None:
         self._published.bind_retry = bind_retry
+
+    def limit(self, limits: Limits) -> None:
+        """Other bounds from now on, save the heartbeat, which was agreed upon at the start."""
+        self._config = evolve(
+            self._config, limits=evolve(limits, heartbeat_seconds=self._config.limits.heartbeat_seconds)
+        )
+        self._published.limit(limits.max_visitors_per_proxy)
 
     # Lifetime
 
