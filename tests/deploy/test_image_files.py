@@ -1,6 +1,7 @@
 """The image and the Compose demo fit together, as far as can be told without an engine."""
 
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,15 @@ def test_no_container_of_the_demo_may_more_than_it_must() -> None:
         assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "privileged" not in service
+
+
+def test_the_prometheus_beside_the_demo_asks_by_a_name_that_the_server_answers_to() -> None:
+    beside = yaml.safe_load((DEPLOY / "compose.prometheus.yaml").read_text())["services"]["prometheus"]
+    sources = {mount.split(":")[0] for mount in beside["volumes"]}
+    assert all((DEPLOY / source).is_file() for source in sources)
+    config = yaml.safe_load((DEPLOY / "demo" / "prometheus.yml").read_text())
+    (target,) = config["scrape_configs"][0]["static_configs"][0]["targets"]
+    served = tomllib.loads((DEPLOY / "demo" / "server.toml").read_text())
+    assert target.split(":")[0] in served["admin"]["hosts"]
+    assert target.split(":")[0] in services()
+    assert set(beside["networks"]) <= set(services()["server"]["networks"])
