@@ -3,7 +3,9 @@
 What it shows is plain attributes, changed from the test's thread between two looks.
 """
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -14,7 +16,7 @@ from tunnel.addresses import HostPort
 from tunnel.admin.dashboard import dashboard_routes
 from tunnel.admin.live import Live
 from tunnel.admin.site import AdminSource, bind_admin, serve_admin
-from tunnel.snapshot import EventStream, ProxyView, SessionView, Snapshot, utc_now
+from tunnel.snapshot import EventStream, ProxyView, SessionView, utc_now
 
 TOKEN = "the-admin-token-of-the-puppet"
 START_SECONDS = 30.0
@@ -44,6 +46,7 @@ class Puppet:
         self.closed: list[str] = []
         self.looks = 0
         self.port = 0
+        self._retry_at: dict[tuple[str, str], float] = {}
         self._thread: threading.Thread | None = None
         self._stop: Callable[[], None] = lambda: None
 
@@ -56,6 +59,19 @@ class Puppet:
     def change(self, client: str, name: str, **changes: Any) -> None:
         self.put(client, evolve(self.sessions[client][name], **changes))
 
+    def retry_in(self, client: str, name: str, seconds: float, **changes: Any) -> None:
+        """Unhealthy from now on, with the next try so far away; the seconds left are counted at each look."""
+        self._retry_at[client, name] = time.monotonic() + seconds
+        self.change(client, name, status="unhealthy", **changes)
+
+    def hang(self, seconds: float) -> None:
+        """Do nothing at all for so long, as a process that is stopped."""
+        self._token.run_sync_soon(time.sleep, seconds)
+
+    def publish_later(self, kind: str, **words: Any) -> None:
+        """Before `start`."""
+        self.events.publish(kind, **words)
+
     def publish(self, kind: str, **words: Any) -> None:
         """In the puppet's own thread, as in a real one."""
         trio.from_thread.run_sync(lambda: self.events.publish(kind, **words), trio_token=self._token)
@@ -65,10 +81,13 @@ class Puppet:
     def views(self) -> Iterator[SessionView]:
         self.looks += 1
         for client, proxies in list(self.sessions.items()):
-            yield SessionView(client, self.since[client], tuple(proxies.values()))
+            yield SessionView(client, self.since[client], tuple(self._view(client, each) for each in proxies.values()))
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(self.role, "1.2.3", tuple(self.views()))
+    def _view(self, client: str, view: ProxyView) -> ProxyView:
+        retry_at = self._retry_at.get((client, view.name))
+        if retry_at is None or view.status != "unhealthy":
+            return view
+        return evolve(view, retry_after_seconds=max(0, math.ceil(retry_at - time.monotonic())))
 
     def stats(self) -> dict[str, Any]:
         return self.extra
@@ -111,7 +130,9 @@ class Puppet:
         listeners = await bind_admin(HostPort("127.0.0.1", self.port), asked_for=True)
         self.port = listeners[0].socket.getsockname()[1]
         live = Live(self, role=self.role, can_write=True)
-        site = AdminSource(self.snapshot, self.is_ready, self.retry, TOKEN, self.stats, close=self.close)
+        site = AdminSource(
+            self.role, self.views, self.is_ready, self.retry, TOKEN, extra_stats=self.stats, close=self.close
+        )
         async with trio.open_nursery() as nursery:
             self._token, self._stop = trio.lowlevel.current_trio_token(), nursery.cancel_scope.cancel
             nursery.start_soon(live.run)

@@ -14,9 +14,9 @@ gives all that are. A number that was never reached is one of a process before t
 
 import logging
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
@@ -93,12 +93,12 @@ class Live:
         """See all once and tell the readers; returns the seconds of work that took."""
         views, cost, sliced = self._source.views(), 0.0, 0.0
         while True:
-            began = time.perf_counter()
+            began = perf_counter()
             view = next(views, None)
             if view is None:
                 break
             self._picture.see(view, trio.current_time())
-            cost += time.perf_counter() - began
+            cost += perf_counter() - began
             if cost - sliced > SLICE_SECONDS:
                 sliced = cost
                 await trio.lowlevel.checkpoint()
@@ -112,7 +112,7 @@ class Live:
                 reader.post(change)
             else:
                 reader.begin(self._state())
-        return cost + time.perf_counter() - began
+        return cost + perf_counter() - began
 
     def _state(self) -> Iterator[bytes]:
         now = trio.current_time()

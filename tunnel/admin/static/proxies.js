@@ -61,16 +61,23 @@ export class Proxies {
     const matching = [...this._rows.values()].filter((row) => this._matches(row));
     this._list.show(isHeld ? this._inOldOrder(matching) : matching.sort(this._comparison()));
     setAttribute($("proxies"), "aria-rowcount", matching.length + 1);
-    const nothing = this._rows.size ? "No proxy matches. Clear the search, or show all." : this._noneYet();
     setHidden($("proxies"), matching.length === 0);
     setHidden($("proxies-empty"), matching.length > 0);
-    setText($("proxies-empty"), nothing);
+    this._sayNothing(matching.length ? "" : this._rows.size ? "No proxy matches. Clear the search, or show all." : this._noneYet());
   }
 
   _noneYet() {
     if (!this._role) return "Waiting for the first word …";
-    if (this._role === "client") return "This client publishes nothing yet. Add a proxy to its configuration, or start it with -p NAME=PUBLISH:TARGET.";
-    return "No proxies yet. A client adds one: trio-tunnel connect SERVER -p NAME=PUBLISH:TARGET";
+    if (this._role === "client") return "This client publishes nothing. Add a proxy to its configuration, or start it with one: `-p NAME=PUBLISH:TARGET`";
+    return "Nothing is published yet. A client does it so: `trio-tunnel connect SERVER -p NAME=PUBLISH:TARGET`";
+  }
+
+  // What stands between backticks is code.
+  _sayNothing(text) {
+    const place = $("proxies-empty");
+    if (place.dataset.text === text) return;
+    place.dataset.text = text;
+    place.replaceChildren(...text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part)));
   }
 
   _matches(row) {

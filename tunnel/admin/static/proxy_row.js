@@ -6,7 +6,7 @@ import { address, clean, countdown, number, plural, rate, refusals, seconds, STA
 
 export function makeRow(row, { onRetry, onDetails }) {
   const cells = {
-    name: h("button", { type: "button", class: "link name", onclick: () => onDetails(row.key) }, clean(row.name)),
+    name: h("button", { type: "button", class: "link name", title: "Details", onclick: () => onDetails(row.key) }, clean(row.name)),
     client: h("span", { class: "second muted" }, clean(row.client)),
     state: statePill(),
     next: h("span", { class: "next" }),

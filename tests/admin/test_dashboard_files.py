@@ -1,0 +1,90 @@
+"""The page and its files as they are served: types, tags, policy, and what is vendored."""
+
+import hashlib
+import re
+
+import pytest
+
+from tunnel.admin.dashboard import POLICY, STATIC, dashboard_routes
+from tunnel.admin.http import Request
+
+ROUTES = {route.path: route for route in dashboard_routes()}
+
+
+async def get(path: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    response = await ROUTES[path].handler(Request("GET", path, "", named, b""))
+    return response.status, response.body, {"content-type": response.content_type, **response.headers}
+
+
+async def test_the_page_comes_with_a_strict_policy() -> None:
+    status, body, headers = await get("/")
+    assert status == 200
+    assert body.startswith(b"<!doctype html>")
+    assert headers["content-type"] == "text/html; charset=utf-8"
+    assert (
+        headers["content-security-policy"]
+        == POLICY
+        == (
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+    )
+
+
+async def test_a_file_that_is_known_is_not_sent_again() -> None:
+    _, body, headers = await get("/static/app.js")
+    assert headers["etag"] == f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    assert headers["cache-control"] == "no-cache"
+    for known in (headers["etag"], f'"x", W/{headers["etag"]}', "*"):
+        status, nothing, again = await get("/static/app.js", if_none_match=known)
+        assert (status, nothing, again["etag"], again["content-length"]) == (304, b"", headers["etag"], str(len(body)))
+    assert (await get("/static/app.js", if_none_match='"other"'))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/static/app.js", "text/javascript; charset=utf-8"),
+        ("/static/style/base.css", "text/css; charset=utf-8"),
+        ("/static/icon.svg", "image/svg+xml"),
+        ("/static/vendor/uPlot.iife.min.js", "text/javascript; charset=utf-8"),
+    ],
+)
+async def test_a_file_says_what_it_is(path: str, kind: str) -> None:
+    assert (await get(path))[2]["content-type"] == kind
+
+
+def test_nothing_but_the_static_folder_is_served() -> None:
+    assert {path for path in ROUTES if not path.startswith("/static/")} == {"/"}
+    assert not [path for path in ROUTES if ".." in path or path.endswith(".py")]
+
+
+def test_whatever_the_page_and_its_files_name_is_there() -> None:
+    for path in STATIC.rglob("*"):
+        if path.suffix == ".html":
+            named = re.findall(r'(?:src|href)="([^"#]+)"', path.read_text())
+            assert {"/" + name for name in named if name != "stats"} <= ROUTES.keys()
+        if path.suffix == ".js" and path.parent == STATIC:
+            for name in re.findall(r'^import .* from "\./(.+)";$', path.read_text(), re.MULTILINE):
+                assert f"/static/{name}" in ROUTES, f"{path.name} imports {name}"
+
+
+def test_what_is_vendored_is_as_it_was_published() -> None:
+    folder = STATIC / "vendor"
+    sums = dict(reversed(line.split()) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    assert sums.keys() == {"uPlot.iife.min.js", "uPlot.min.css", "uPlot.LICENSE.txt"}
+    for name, expected in sums.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected
+
+
+def test_no_file_of_ours_makes_markup_of_text_or_has_inline_code() -> None:
+    for path in STATIC.rglob("*"):
+        if path.suffix not in (".js", ".html", ".css") or path.parent.name == "vendor":
+            continue
+        text = path.read_text()
+        for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function",
+                          "DOMParser", "srcdoc", "javascript:", " style=", "@import", "url("):  # fmt: skip
+            assert forbidden not in text, f"{path.name}: {forbidden}"
+        assert not re.search(r"https?://(?!www\.w3\.org/)", text), f"{path.name} names another host"
+        assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=", text if path.suffix == ".html" else "")

@@ -1,0 +1,278 @@
+"""The dashboard in a real browser: it lives, it steers, it takes nothing for markup, and it needs no mouse."""
+
+import re
+import time
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from .driver import colours, resize, until
+from .page import Page
+from .puppet import TOKEN, Puppet, proxy
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def test_what_changes_is_seen_without_a_reload(page: Page, puppet: Puppet) -> None:
+    page.open(puppet)
+    page.wait_row("web", "Healthy", "0.0.0.0:8001", "→ 127.0.0.1:8080")
+    assert page.text("#headline") == "All 2 proxies are healthy"
+    page.run("window.isSamePage = true")
+    puppet.change("home", "web", status="unhealthy", reason="target_down", error_message="connection refused")
+    page.wait_row("web", "Unhealthy", "target_down: connection refused")
+    assert page.text("#headline") == "1 of 2 proxies is not healthy"
+    assert page.driver.title == "(1) trio-tunnel server"
+    assert page.text("#announcer") == "web is unhealthy"
+    assert page.names() == ["web", "ssh"]  # what is ill comes first
+    puppet.put("lab", proxy("git", bytes_out=5))
+    page.wait_row("git", "lab")
+    puppet.change("lab", "git", visitors=3, bytes_out=2_000_005, bytes_in=1_000)
+    page.wait_row("git", "3 visitors", "MB/s")
+    assert page.text("#visitors") == "3"
+    assert page.text("#total-out") == "2.0 MB in all"
+    del puppet.sessions["lab"]
+    until(lambda: not page.row("git"), "the row of a session that ended goes")
+    assert page.run("return window.isSamePage") is True
+
+
+def test_a_countdown_ticks_by_itself(page: Page, puppet: Puppet) -> None:
+    puppet.retry_in("home", "ssh", 500, reason="addr_in_use", error_message="Port 8022 is taken", attempt=3)
+    page.open(puppet)
+    page.wait_row("ssh", "retry 3/10 in 8 min", "addr_in_use: Port 8022 is taken")
+    puppet.retry_in("home", "ssh", 100, attempt=4)
+    page.wait_row("ssh", "retry 4/10 in 9")
+    seen = set()
+    until(lambda: seen.add(re.findall(r"in (\d+) s", page.row("ssh"))[0]) or len(seen) >= 2, "two different seconds")
+    puppet.change("home", "ssh", status="bind_failed", attempt=11)
+    page.wait_row("ssh", "Bind failed", "gave up after 10 retries")
+
+
+def test_events_are_shown_from_before_and_as_they_come(page: Page, puppet: Puppet) -> None:
+    puppet.publish("session.started", client="home", peer="192.0.2.7:50001")
+    page.open(puppet)
+    until(lambda: "home session started from 192.0.2.7:50001" in page.text("#events"))
+    puppet.publish("session.ended", client="lab", reason="lost", message="silent for 30 s", seconds=200)
+    until(lambda: "lab session ended after 3 min — lost: silent for 30 s" in page.text("#events li:first-child"))
+    assert len(page.texts("#events li")) == 2
+
+
+def test_a_retry_asks_for_the_token_once_and_says_plainly_when_it_is_wrong(page: Page, puppet: Puppet) -> None:
+    puppet.retry_in("home", "ssh", 60)
+    page.open(puppet)
+    page.button("Retry ssh").click()
+    page.unlock("not-the-token")
+    until(lambda: "not the admin token" in page.text("#token-problem"))
+    assert puppet.retried == []
+    page.unlock()
+    until(lambda: puppet.retried == ["home/ssh"], "what was wanted is done")
+    until(lambda: page.text("#toast") == "ssh starts afresh.")
+    page.button("Retry ssh").click()
+    until(lambda: len(puppet.retried) == 2, "a second time without a question")
+    kept = page.run("return [location.href, document.cookie, JSON.stringify(localStorage), document.body.innerText]")
+    assert TOKEN not in "".join(kept)
+    page.click("#unlock")
+    until(lambda: page.text("#unlock") == "Unlock")
+    assert page.run("return sessionStorage.length") == 0
+
+
+def test_a_session_is_closed_after_a_question(page: Page, puppet: Puppet) -> None:
+    puppet.put("lab", proxy("git", visitors=4))
+    page.open(puppet)
+    page.button("Close the session of lab").click()
+    assert "4 visitors will be cut off" in until(lambda: page.text("#confirm-dialog[open] #confirm-text"))
+    page.click("#confirm-no")
+    page.button("Close the session of lab").click()
+    page.click("#confirm-yes")
+    page.unlock()
+    until(lambda: puppet.closed == ["lab"])
+    until(lambda: "lab" not in page.text("#sessions"))
+
+
+def test_what_peers_say_is_text_and_never_markup(page: Page, puppet: Puppet) -> None:
+    puppet.put(HOSTILE, proxy(HOSTILE, status="unhealthy", target=HOSTILE, reason=HOSTILE, error_message=HOSTILE))
+    puppet.put("home", proxy("odd", target="a\u202eb\u0000c", refused={HOSTILE: 2}))
+    puppet.publish("proxy.status", client=HOSTILE, proxy=HOSTILE, status=HOSTILE, error_message=HOSTILE)
+    puppet.publish(HOSTILE, client=HOSTILE, what=HOSTILE)
+    puppet.extra = {"gate": {"logins": 1, "refusals": {HOSTILE: 3}}, "connection_pool": {"clients": {HOSTILE: {}}}}
+    page.open(puppet)
+    page.wait_row(HOSTILE, f"{HOSTILE}: {HOSTILE}", f"→ {HOSTILE}")
+    page.wait_row("odd", "a\ufffdb\ufffdc", f"2 {HOSTILE}")
+    until(lambda: page.text("#events").count(HOSTILE) >= 4)
+    page.click("#proxies-rows .proxy-row .name")
+    until(lambda: HOSTILE in page.text("#details[open]"))
+    assert page.run("return [document.scripts.length, document.images.length]") == [3, 1]
+
+
+def test_an_inline_script_would_not_run(page: Page, puppet: Puppet) -> None:
+    page.open(puppet)
+    page.run("const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.head.append(s)")
+    page.run("document.body.setAttribute('onclick', 'window.ran = 1'); document.body.click()")
+    assert page.run("return window.ran ?? null") is None
+    said = page.log()
+    assert len(said) == 2
+    assert all("Content Security Policy" in line for line in said)
+
+
+def test_it_says_when_nobody_answers_and_recovers_by_itself(page: Page, puppet: Puppet) -> None:
+    page.open(puppet)
+    page.wait_row("web", "Healthy")
+    puppet.stop()
+    until(lambda: re.fullmatch(r"No answer for \d+ s", page.feed()))
+    assert page.run("return document.body.classList.contains('is-stale')") is True
+    assert page.row("web")  # the last that is known
+    puppet.put("home", proxy("new"))
+    puppet.start()
+    page.wait_live()
+    page.wait_row("new", "Healthy")
+    assert page.run("return document.body.classList.contains('is-stale')") is False
+
+
+def test_a_server_that_hangs_is_noticed_too(page: Page, puppet: Puppet) -> None:
+    page.open(puppet)
+    page.run("const now = performance.now.bind(performance); performance.now = () => now() + (window.later ?? 0)")
+    puppet.hang(4.0)
+    assert page.feed() == "Live"  # a second or two are nothing
+    page.run("window.later = 12000")
+    until(lambda: re.fullmatch(r"No answer for 1[2-9] s", page.feed()))
+    page.wait_live()
+
+
+def test_everything_is_reached_by_keyboard(page: Page, puppet: Puppet) -> None:
+    puppet.retry_in("home", "ssh", 90)
+    page.open(puppet)
+    page.wait_row("ssh", "retry")
+    order = []
+    for _ in range(17):
+        page.press(Keys.TAB)
+        order.append(page.focused())
+        outline = page.run("return getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid", f"no outline at {order[-1]}"
+    heads = ["Proxy", "State", "Public address and target", "Visitors", "Traffic"]
+    chips = ["All2", "Healthy1", "Unhealthy1", "Bind failed0"]
+    assert order[:12] == ["Skip to the proxies", "unlock", "Dark colours", *chips, "Search proxies", *heads[:4]]
+    assert order[12:16] == ["Traffic", "ssh", "Retry ssh", "Close the session of home"]  # one row of the list
+    page.press("/", "w", "e", "b")
+    assert page.focused() == "Search proxies"
+    until(lambda: page.names() == ["web"])
+    page.press(*[Keys.BACKSPACE] * 3)
+    until(lambda: len(page.names()) == 2)
+    page.press(*[Keys.TAB] * 6, Keys.ARROW_DOWN)
+    assert page.focused() == "web"
+    page.press(Keys.ENTER)
+    until(lambda: "home/web" in page.text("#details[open]"))
+    page.press(Keys.ESCAPE)
+    until(lambda: page.focused() == "web", "the focus is back")
+
+
+def test_columns_sort_both_ways_and_say_so(page: Page, puppet: Puppet) -> None:
+    puppet.put("home", proxy("web", visitors=1), proxy("ssh", visitors=9), proxy("git", visitors=5))
+    page.open(puppet)
+    for expected, order in ((["ssh", "git", "web"], "descending"), (["web", "git", "ssh"], "ascending")):
+        page.click("#column-visitors button")
+        assert page.names() == expected
+        assert page.find("#column-visitors").get_attribute("aria-sort") == order
+    page.click('.chip[data-state="bind_failed"]')
+    assert page.text("#proxies-empty") == "No proxy matches. Clear the search, or show all."
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_a_phone_need_not_scroll_sideways(page: Page, role: str) -> None:
+    puppet = Puppet(role)
+    long = "a-proxy-with-a-very-long-name-that-goes-on-and-on-and-on-" + "x" * 40
+    puppet.put("home" * 12, proxy(long, target="unix:/" + "y" * 200), proxy("web", bytes_in=10**15, visitors=10**6))
+    puppet.retry_in("home" * 12, long, 9, error_message="z" * 300, reason="addr_in_use")
+    puppet.publish_later("session.lost", client="home", detail="w" * 300)
+    puppet.extra = {"connection": {"state": "lost", "detail": "v" * 300, "servers": ["s" * 200]}, "gate": {"logins": 1}}
+    puppet.start()
+    resize(page.driver, 390, 844)
+    page.open(puppet)
+    page.wait_row(long, "addr_in_use")
+    widest = """
+        const all = [...document.querySelectorAll("body *")].filter((each) => !each.closest(".visually-hidden, .skip"));
+        return Math.max(...all.map((each) => each.getBoundingClientRect().right));
+    """
+    assert page.run("return document.documentElement.scrollWidth") == 390
+    assert page.run(widest) <= 390
+    puppet.stop()
+
+
+def test_a_client_shows_its_server_and_its_pools(page: Page) -> None:
+    puppet = Puppet("client")
+    puppet.ready = False
+    state = {"state": "lost", "detail": "no route", "servers": ["tunnel.example.com:8443"], "retry_after_seconds": 7}
+    puppet.extra = {"connection": state}
+    puppet.start()
+    page.open(puppet)
+    assert page.text("#headline") == "No session with the server"
+    assert page.text("#subline") == "Lost tunnel.example.com:8443: no route; trying again in 7 s"
+    assert page.driver.execute_script("return document.getElementById('sessions-panel').hidden") is True
+    puppet.stop()
+
+
+def test_colours_follow_the_system_until_a_person_chooses(page: Page, puppet: Puppet) -> None:
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    page.open(puppet)
+    light = page.run(ground)
+    colours(page.driver, "dark")
+    dark = until(lambda: page.run(ground) != light and page.run(ground))
+    page.click("#theme")
+    assert page.run(ground) == light
+    page.driver.refresh()
+    page.wait_live()
+    assert page.run(ground) == light
+    page.click("#theme")
+    assert page.run(ground) == dark
+
+
+def test_ten_thousand_proxies_stay_usable(page: Page, puppet: Puppet) -> None:
+    for client in range(10):
+        views = (proxy(f"proxy-{n:03}", publish_port=1024 + n, visitors=n, status="healthy") for n in range(1000))
+        puppet.put(f"client-{client}", *views)
+    began = time.monotonic()
+    page.open(puppet)
+    until(lambda: page.text("#headline") == "All 10,002 proxies are healthy")
+    rendered = time.monotonic() - began
+    assert len(page.names()) < 60
+    scrolled = page.driver.execute_async_script(
+        """
+        const [done] = arguments;
+        const rows = document.getElementById("proxies-rows");
+        const frames = [];
+        let last = performance.now();
+        function step(now) {
+          frames.push(now - last);
+          last = now;
+          rows.scrollTop += 7919;
+          if (frames.length < 60) requestAnimationFrame(step); else done(frames.slice(1).sort((a, b) => a - b));
+        }
+        requestAnimationFrame(step);
+        """
+    )
+    page.run("document.getElementById('proxies-rows').scrollTop = 1e9")
+    until(lambda: "web" in page.names(), "the last row")
+    page.find("#search").send_keys("client-7 proxy-99")
+    until(lambda: len(page.names()) == 10)
+    page.click("#column-visitors button")
+    assert page.names()[0] == "proxy-999"
+    puppet.change("client-7", "proxy-991", status="bind_failed", reason="not_allowed", error_message="no")
+    page.wait_row("proxy-991", "Bind failed")
+    until(lambda: page.text("#headline") == "1 of 10,002 proxies is not healthy")
+    print(f"10,002 proxies: first shown after {rendered:.2f} s, a frame of scrolling {scrolled[29]:.0f} ms (median), "
+          f"{scrolled[-1]:.0f} ms (longest)")  # fmt: skip
+    assert scrolled[29] < 1000
+
+
+def test_nothing_jumps_while_it_lives(page: Page, puppet: Puppet) -> None:
+    page.open(puppet)
+    page.wait_row("web", "Healthy")
+    page.run("""
+        window.shifts = 0;
+        new PerformanceObserver((list) => list.getEntries().forEach((entry) => { window.shifts += entry.value; }))
+          .observe({type: "layout-shift"});
+    """)
+    for visitors in range(1, 4):
+        puppet.change("home", "web", visitors=visitors, bytes_in=10**visitors, bytes_out=100**visitors)
+        page.wait_row("web", f"{visitors} visitor")
+    assert page.run("return window.shifts") < 0.001  # where a figure gets longer; a good page may have 0.1
