@@ -149,7 +149,7 @@ BOTH = {
     "limits.drain_seconds": Key("For visitors inside, once it stops.", 5),
     "limits.heartbeat_seconds": Key("Between heartbeats; a peer silent for two and a half of them, and a second, is given up. Server.", 5),
     "history.enabled": Key("Whether every status and session is kept.", True,
-                           usual="at a server with a state directory, yes; at a client no"),
+                           usual="where there is a state directory"),
     "history.file": Key("The SQLite file.", "history.sqlite", usual="`history.sqlite` in the state directory"),
     "history.max_age_days": Key("What is older is removed.", 30),
     "history.max_rows": Key("What is more is removed, the oldest first (110 bytes or so a row).", 10_000),
