@@ -17,6 +17,7 @@ from tunnel.cli.doctor import doctor
 from tunnel.cli.events import events
 from tunnel.cli.healthcheck import healthcheck
 from tunnel.cli.history import history
+from tunnel.cli.notify import notify
 from tunnel.cli.options import (
     FILE,
     SETTINGS,
@@ -281,3 +282,4 @@ cli.add_command(close)
 cli.add_command(events)
 cli.add_command(doctor)
 cli.add_command(top)
+cli.add_command(notify)
