@@ -74,7 +74,6 @@ def _run(engine: Engine, folder: Path, started: list[Pod]) -> None:
         until(serves(pages[0], "It works"), pages[0], READY_SECONDS)
     with step("a changed ConfigMap is taken over by the running client"):
         client.change("config", {"client.toml": config + MORE})
-        engine.run("docker", "kill", "-s", "HUP", client.name)  # XXX
         until(serves(pages[1], "It works"), pages[1], READY_SECONDS)
     with step("another server pod on the same volume, whose modes fsGroup has widened; the client comes back"):
         assert server.stop() == 0
