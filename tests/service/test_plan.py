@@ -116,8 +116,15 @@ def test_each_service_has_a_name_and_a_state_directory_of_its_own(
 def test_a_state_directory_of_the_configuration_is_kept(folder: Path) -> None:
     assert plan_of(folder, 'state_dir = "/var/lib/tunnels/one"\n').service.state == "tunnels/one"
     me = access.pwd.getpwuid(os.geteuid()).pw_name
-    service = plan_of(folder, 'state_dir = "/srv/tunnel"\n', user=me).service
-    assert (service.state, service.writable) == (None, (Path("/srv/tunnel"),))
+    with pytest.raises(TunnelError) as caught:
+        plan_of(folder, 'state_dir = "state"\n', user=me)
+    assert str(caught.value) == (
+        f"there is no folder {folder / 'state'}, where the service is to write; "
+        f"make it: install -d -m 700 -o {me} {folder / 'state'}"
+    )
+    (folder / "state").mkdir()
+    service = plan_of(folder, 'state_dir = "state"\n', user=me).service
+    assert (service.state, service.writable) == (None, (folder / "state",))
 
 
 @pytest.mark.parametrize("text", ['state_dir = "/srv/tunnel"\n', '[history]\nfile = "/srv/history.sqlite"\n'])

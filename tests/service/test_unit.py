@@ -154,6 +154,12 @@ def test_of_homes_only_what_it_needs_is_shown(seen: tuple[str, ...], home: str) 
     assert found.get("BindReadOnlyPaths", []) == list(seen)
 
 
+def test_a_folder_below_a_home_that_it_writes_to_is_shown_too() -> None:
+    found = service_keys(evolve(SERVER, user="me", writable=(Path("/home/me/state"), Path("/srv/x"))))
+    assert (found["BindPaths"], found["ReadWritePaths"]) == (["/home/me/state"], ["/srv/x"])
+    assert found["ProtectHome"] == ["tmpfs"]
+
+
 def test_a_socket_unit_listens_at_each_address_for_its_own_ip_version() -> None:
     form = FORMS["socket"]
     found = keys(form.texts()["trio-tunnel-server.socket"])

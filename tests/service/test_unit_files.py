@@ -176,6 +176,16 @@ def test_taken_away_nothing_is_left_but_what_is_told(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [f"{SERVICE}.d"]
 
 
+def test_folders_elsewhere_that_it_wrote_to_are_told(tmp_path: Path) -> None:
+    service = Service("server", "x", ("/bin/true",), Path("/etc/x.toml"), user="me", writable=(Path("/srv/a b"),))
+    files = [UnitFile(tmp_path / name, text) for name, text in service.texts().items()]
+    list(put(files, None, start=True))
+    assert list(take_away(files, None))[1:] == [
+        "kept: the configuration /etc/x.toml",
+        'kept: what it wrote in "/srv/a b"',
+    ]
+
+
 def test_where_one_of_two_was_changed_by_hand_neither_is_touched(tmp_path: Path) -> None:
     files = files_of(tmp_path, socket=True)
     list(put(files, None, start=True))

@@ -16,6 +16,7 @@ from tunnel.service.systemctl import Systemctl
 FOREIGN = "was changed by hand, or is not of `trio-tunnel service install`"
 _CONFIG = re.compile(r"^ExecStart=.* -c (\S+|\"[^\"]*\")", re.MULTILINE)
 _STATE = re.compile(r"^StateDirectory=(\S+)$", re.MULTILINE)
+_WRITTEN = re.compile(r"^(?:ReadWritePaths|BindPaths)=(.+)$", re.MULTILINE)
 
 
 def unit_files(plan: Plan, folder: Path) -> list[UnitFile]:
@@ -104,5 +105,6 @@ def _kept(files: Iterable[UnitFile]) -> Iterator[str]:
             yield f"kept: the configuration {config[1]}"
         if (state := _STATE.search(text)) is not None:
             yield f"kept: keys, tokens and chosen ports in /var/lib/{state[1]}"
+        yield from (f"kept: what it wrote in {path}" for path in _WRITTEN.findall(text))
         if (changes := Path(f"{file.path}.d")).is_dir():
             yield f"kept: your changes in {changes}"

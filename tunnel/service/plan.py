@@ -3,6 +3,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -137,7 +138,12 @@ def _writable(config: ServerConfig | ClientConfig, state_dir: Path, wish: Wish) 
             f"a user that systemd makes up owns nothing outside {STATE_HOME}, and this one would write to "
             f"{wanted[0]}; leave that out of {wish.config}, or name a user that owns it with --user"
         )
-    return tuple(Path(os.path.abspath(one)) for one in wanted)
+    found = tuple(Path(os.path.abspath(one)) for one in wanted)
+    for one in found:
+        if not one.is_dir():
+            make = f"install -d -m 700 -o {wish.user} {shlex.quote(str(one))}"
+            raise TunnelError(f"there is no folder {one}, where the service is to write; make it: {make}")
+    return found
 
 
 # Sockets, ports, targets

@@ -55,7 +55,7 @@ class Systemctl:
         """The last lines of a unit's log."""
         own = ["--user"] if self.is_own else []
         words = ["journalctl", *own, "--no-pager", "--output=cat", f"--lines={LOG_LINES}", f"--unit={unit}"]
-        return _run(words).stdout.rstrip()
+        return _run(words).stdout.rstrip() or f"(nothing; see: {self.line('status', unit)})"
 
     def _words(self, *words: str) -> list[str]:
         return ["systemctl", *(["--user"] if self.is_own else []), *words]

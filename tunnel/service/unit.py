@@ -173,7 +173,10 @@ def _identity(service: Service) -> Iterator[Line]:
     for path in service.credentials:
         yield "LoadCredential", f"{credential_name(path)}:{_escaped(path)}"
     for path in service.writable:
-        yield "ReadWritePaths", _quoted(path)
+        if is_hidden(path):
+            yield "BindPaths", _bound(path)
+        else:
+            yield "ReadWritePaths", _quoted(path)
     yield "UMask", "0077"
 
 
@@ -221,9 +224,10 @@ def _sandbox(service: Service) -> Iterator[Line]:
     # In a user namespace of its own a capability means nothing outside, where the ports are.
     yield "PrivateUsers", "no" if service.low_ports else "yes"
     # An empty place in which only what it needs is shown, whoever may enter the real one.
-    yield "ProtectHome", "tmpfs" if any(is_below(path, HOMES) for path in service.seen) else "yes"
+    is_needed = any(is_below(path, HOMES) for path in (*service.seen, *service.writable))
+    yield "ProtectHome", "tmpfs" if is_needed else "yes"
     for path in service.seen:
-        yield "BindReadOnlyPaths", _quoted(path).replace(":", "\\:")
+        yield "BindReadOnlyPaths", _bound(path)
 
 
 # Socket
@@ -263,6 +267,10 @@ def _word(word: str) -> str:
 
 def _quoted(path: Path) -> str:
     return _in_quotes_if_need_be(_escaped(path))
+
+
+def _bound(path: Path) -> str:
+    return _quoted(path).replace(":", "\\:")
 
 
 def _in_quotes_if_need_be(text: str) -> str:
