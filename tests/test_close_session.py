@@ -1,11 +1,12 @@
 """A session closed on request, at the server and at its client: both in one Trio run, over real sockets."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
-from home_rig import open_home
+from home_rig import Home, open_home
 
 import tunnel
 from tunnel import HostPort, ServerConfig
@@ -59,3 +60,27 @@ async def test_closing_what_nobody_is_connected_to_says_so(tmp_path: Path) -> No
         with pytest.raises(LookupError, match="no client 'home' is connected, and no other"):
             server.close_session("home")
         nursery.cancel_scope.cancel()
+
+
+async def is_visited(home: Home) -> bool:
+    try:
+        await (await home.visit()).aclose()
+    except (OSError, trio.BrokenResourceError, AssertionError):
+        return False
+    return True
+
+
+@pytest.mark.slow
+async def test_a_session_may_be_closed_at_any_moment_from_either_side_and_it_comes_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_home(tmp_path) as home:
+        for step in range(40):  # in a greeting, in an upgrade, between two sessions
+            home.client.close_session()
+            await trio.sleep(step % 8 / 1000)
+            with suppress(LookupError):
+                home.server.close_session("home")
+            await trio.sleep(step % 5 / 500)
+        while not await is_visited(home):  # what was closed last may still be ending
+            await trio.sleep(0.01)
+    assert not [record for record in caplog.records if record.exc_info]

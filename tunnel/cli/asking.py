@@ -49,8 +49,10 @@ def _request_change(where: HostPort, path: str, body: dict[str, Any], token: str
                 f"{where} refused the admin token; it is in admin.token in the state directory of that process",
                 trust=True,
             )
-        case 404 | 409 if error_of(answer):
+        case 404 if error_of(answer):
             raise TunnelError(f"{error_of(answer)}; `trio-tunnel status` lists the names")
+        case 409 if error_of(answer):
+            raise TunnelError(error_of(answer))
         case _:
             raise stranger(where, f"it answered {path} with {error_of(answer) or status}")
 

@@ -31,13 +31,13 @@ def proxies_of(stats: dict[str, Any]) -> list[tuple[str, ProxyView]]:
 _KINDS: dict[str, type] = {"attempt": int, "publish_port": int, "visitors": int, "visitors_total": int}
 _KINDS |= {"bytes_in": int, "bytes_out": int, "refused": dict}
 _OPTIONAL: dict[str, type] = {"reason": str, "error_message": str, "retry_after_seconds": int, "max_retries": int}
+_NAMES = tuple(field.name for field in fields(ProxyView))
 
 
 def proxy_of(body: dict[str, Any]) -> ProxyView:
     """A proxy's state as JSON tells it, in /stats or an event; what is missing or of another type is left empty."""
     values: dict[str, Any] = {}
-    for attribute in fields(ProxyView):
-        name = attribute.name
+    for name in _NAMES:
         kind = _OPTIONAL.get(name) or _KINDS.get(name, str)
         value = body.get(name)
         values[name] = value if isinstance(value, kind) else None if name in _OPTIONAL else kind()
@@ -98,10 +98,11 @@ def render_table(stats: dict[str, Any], *, width: int, height: int | None = None
     if height is not None and len(pairs) >= height - 1:
         pairs.sort(key=lambda pair: pair[1].status == "healthy")
     ellipsis = "…" if unicode else "..."
-    header, *lines = lay_out(_columns(pairs, dot="● " if unicode else ""), width, ellipsis=ellipsis)
+    visible = pairs[:height]  # a line each, or two
+    header, *lines = lay_out(_columns(visible, dot="● " if unicode else ""), width, ellipsis=ellipsis)
     text.append(GAP.join(cell for _, cell in header), "bold")
     used = 1
-    for shown, (line, (_, view)) in enumerate(zip(lines, pairs, strict=True)):
+    for shown, (line, (_, view)) in enumerate(zip(lines, visible, strict=True)):
         why = explain(view, refused=view.refused, width=width - 2, ellipsis=ellipsis)
         used += 2 if why else 1
         if height is not None and used > height - 1 and shown < len(pairs) - 1:

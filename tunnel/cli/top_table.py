@@ -86,11 +86,10 @@ def render_screen(look: Look, order: Order, *, width: int, height: int, unicode:
     first, second = summary_lines(look)
     text.append(f"{first}\n{second}\n")
     room = max(1, height - 5 - (1 if look.trouble else 0))  # beside two lines above, the header, one for more, the keys
-    if not rows:
-        text.append(nothing(look.stats))
-    lines = lay_out(_columns(rows, dot="● " if unicode else ""), width, ellipsis=ellipsis) if rows else [[]]
-    text.append(GAP.join(cell for _, cell in lines[0]), "bold")
-    for line, row in zip(lines[1 : room + 1], rows, strict=False):
+    visible = rows[:room]
+    header, *lines = lay_out(_columns(visible, dot="● " if unicode else ""), width, ellipsis=ellipsis)
+    text.append(GAP.join(cell for _, cell in header) if rows else nothing(look.stats), "bold" if rows else "")
+    for line, row in zip(lines, visible, strict=True):
         text.append("\n")
         append_line(text, line, row.view.status)
     if len(rows) > room:
