@@ -3,10 +3,14 @@
 import sys
 from pathlib import Path
 
+from .figures import with_figures
 from .reference import make_reference
 
 DOCS = Path(__file__).parent.parent.parent / "deploy" / "docs"
-PAGES = {"configuration.md": make_reference}
+PAGES = {
+    "configuration.md": make_reference,
+    "comparison.md": lambda: with_figures(DOCS / "comparison.md", DOCS / "bench" / "loopback.json"),
+}
 
 
 def stale() -> list[str]:
