@@ -72,6 +72,7 @@ def status(**changes: Any) -> dict[str, Any]:
         (made("config.refused", mistakes=["x:1: no"]), "configuration refused, nothing has changed: x:1: no"),
         (made("certificate.loaded", not_after=AT), f"another certificate is in use, until {AT}"),
         (made("certificate.expiring", not_after=AT, days=6), f"the certificate ends in 6 days, at {AT}"),
+        (made("certificate.expiring", not_after=AT, days=-1), f"the certificate has ended, at {AT}"),
         (made("proxy.hot", "home", "web", degrees=40), "home/web: proxy.hot degrees=40"),
         ({"kind": "session.ended", "client": "\x1b[2J", "fields": 7}, "?[2J: session ended ()"),
         ({}, ""),

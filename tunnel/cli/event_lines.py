@@ -58,6 +58,13 @@ def _after_colon(value: Any) -> str:
     return f": {clean(str(value))}" if value else ""
 
 
+def _expiring(fields: Fields) -> str:
+    days, end = fields.get("days"), clean(str(fields.get("not_after")))
+    if isinstance(days, (int, float)) and days < 0:
+        return f"the certificate has ended, at {end}"
+    return f"the certificate ends in {clean(str(days))} days, at {end}"
+
+
 def _so_far(why: Any) -> str:
     return f"; so far{_after_colon(why)}" if why else ""
 
@@ -78,7 +85,5 @@ _WORDS: dict[str, Callable[[Fields], str]] = {
         f"configuration refused, nothing has changed{_after_colon(fields.get('mistakes'))}"
     ),
     "certificate.loaded": lambda fields: f"another certificate is in use, until {clean(str(fields.get('not_after')))}",
-    "certificate.expiring": lambda fields: (
-        f"the certificate ends in {clean(str(fields.get('days')))} days, at {clean(str(fields.get('not_after')))}"
-    ),
+    "certificate.expiring": _expiring,
 }
