@@ -1,5 +1,8 @@
 """B33: the text of /metrics, read by Prometheus' own parsers; many proxies, odd names and busy scrapers."""
 
+import subprocess
+import sys
+
 import pytest
 import trio
 from attrs import evolve
@@ -8,12 +11,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tunnel.admin import metrics
+from tunnel.admin import exposition
 from tunnel.admin.counts import EventCounts
+from tunnel.admin.exposition import Part, render
 from tunnel.admin.families import families
 from tunnel.admin.http import Request, Response
 from tunnel.admin.lateness import Lateness
-from tunnel.admin.metrics import Metrics, _Part, render, take
+from tunnel.admin.metrics import IMPORTED, Metrics
 from tunnel.histogram import Histogram
 from tunnel.messages import ProxyStatusUpdate, Reason, Status
 from tunnel.meters import Distribution
@@ -35,7 +39,7 @@ async def text_of(source: HandMade, accept: str = "") -> bytes:
 class Whole:
     """All families in one piece, as any other use of the library would tell them."""
 
-    def __init__(self, *parts: _Part) -> None:
+    def __init__(self, *parts: Part) -> None:
         self._parts = parts
 
     def collect(self):
@@ -67,7 +71,7 @@ async def test_both_parsers_read_the_same_figures(role: str) -> None:
 async def test_text_made_in_slices_is_the_text_made_in_one_go(accept: str) -> None:
     proxies = [("home", view(f"p{number}", number=number)) for number in range(1000)]
     encode, _ = choose_encoder(accept)
-    in_one_go = encode(Whole(*map(_Part, families(scrape(*proxies)))))
+    in_one_go = encode(Whole(*map(Part, families(scrape(*proxies)))))
     in_slices = await render(families(scrape(*proxies)), encode)
     assert in_slices.count(b"\n") > 8000
     mine, theirs = (text.split(b"trio_tunnel_config_last_reload_success", 1) for text in (in_slices, in_one_go))
@@ -131,11 +135,11 @@ async def test_ten_thousand_proxies_are_told_and_others_have_their_turn_all_alon
         nursery.cancel_scope.cancel()
     samples = text.count(b"\n")
     assert samples > 80_000
-    assert turns > samples / metrics.SLICE
+    assert turns > samples / exposition.SLICE
 
 
 async def test_proxies_beyond_the_bound_are_counted_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "MAX_PROXIES", 3)
+    monkeypatch.setattr(exposition, "MAX_PROXIES", 3)
     source = HandMade(*(("home", view(f"p{number}", status="bind_failed")) for number in range(5)))
     found = read(await text_of(source))
     assert len(found["trio_tunnel_proxy_up"]) == 3
@@ -271,11 +275,21 @@ def test_a_refused_reload_is_told_until_one_works() -> None:
     assert counts.reloads == {"applied": 1, "refused": 1}
 
 
-async def test_names_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunnel.admin.counts.MAX_CLIENTS", 2)
     events, counts = EventStream(), EventCounts()
     with counts.follow(events):
         for number in range(5):
             events.publish("session.started", client=f"c{number}", peer="")
     assert list(counts.clients) == ["c0", "c1"]
-    assert (await take(HandMade(), counts, Lateness())).counts.sessions_started == 5
+    assert counts.sessions_started == 5
+
+
+# At rest
+
+
+@pytest.mark.slow  # a Python of its own
+def test_who_is_never_scraped_has_nothing_of_it_in_memory() -> None:
+    code = f"import sys, tunnel.cli.main, tunnel.api; print([name for name in {IMPORTED} if name in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout == "[]\n"
