@@ -225,7 +225,7 @@ def test_events_that_were_too_many_are_told_as_missing_and_comments_are_nothing(
         found = follow_feed(stand_in.where, Place("first", 0), tell=said.append, sleep=lambda _: None)
         assert next(found)["id"] == 9
         found.close()
-        assert said == ["7 events are missing here; there were too many of them at once"]
+        assert said == ["7 events are missing here: too many came at once"]
 
 
 @pytest.mark.parametrize(

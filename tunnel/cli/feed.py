@@ -89,7 +89,8 @@ def _listen(where: HostPort, place: Place, *, tell: Callable[[str], None], troub
         yield None
         for kind, data in stream.messages():
             if kind == "missed":
-                tell(f"{data.get('count', 'some')} events are missing here; there were too many of them at once")
+                count = data.get("count", "some")
+                tell(f"{count} {'event is' if count == 1 else 'events are'} missing here: too many came at once")
             number = data.get("id")
             if kind == "event" and isinstance(number, int):
                 place.last = number
