@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from attrs import evolve
 from dial_rig import cancelled_everywhere
 from forward_rig import Proxy, exactly
 from relay_rig import contexts, echo, quiet, start_target, until
@@ -19,6 +20,7 @@ from tunnel.client.dialer import Dialer, Turns
 from tunnel.client.resolver import Resolver, leave_name
 from tunnel.client.way_out import dial_through
 from tunnel.config import ClientConfig, ForwardProxy, Grant, ProxyConfig, ServerConfig
+from tunnel.config.diff import diff
 from tunnel.errors import PeerLost, Refused
 from tunnel.sockets import dial_tcp
 
@@ -203,6 +205,25 @@ async def test_a_proxys_refusal_ends_a_dial_and_counts_against_no_address(nurser
     with pytest.raises(Refused, match="407"):
         await turns.dial()
     assert turns.has_another
+
+
+async def test_a_proxy_that_comes_by_a_reload_looks_names_up_from_then_on(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """The client that knew no way to the server has a session as soon as its file names the proxy."""
+    proxy = await start(nursery, "http", names={"tunnel.invalid": "127.0.0.1"})
+    grant = Grant("home", tunnel.hash_token(TOKEN), allow_ports=None)
+    server: tunnel.Server = await nursery.start(
+        tunnel.serve, ServerConfig((HostPort("127.0.0.1", 0),), state_dir=tmp_path, clients=(grant,))
+    )
+    where = HostPort("tunnel.invalid", server.where.port)
+    config = ClientConfig((where,), TOKEN, pin=certificate_pin_of_file(server.cert_file))
+    async with tunnel.connect(config) as client:
+        await until(lambda: "cannot be resolved" in client.connection.detail)
+        client.apply(diff(config, evolve(config, via=proxy.value())))
+        await until(client.is_ready)
+        assert set(proxy.asked) == {str(where)}
+    nursery.cancel_scope.cancel()
 
 
 async def test_what_a_name_stands_for_is_asked_at_the_proxy_only() -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import trio
 from attrs import evolve, frozen
 
+from tunnel.addresses import HostPort
 from tunnel.attached import Attached
 from tunnel.client.board import Board, own_status
 from tunnel.client.dialer import Turns, make_dialer
@@ -57,8 +58,7 @@ class Client:
         self._retry_at: float | None = None
         self._dialer = make_dialer(config)  # may raise: before anything that would have to be closed
         self.engine = Engine(visitor_bound(config.limits), linger=linger, room=Room(socket_bound()))
-        at_proxy = config.via is not None and config.via.resolves
-        self._resolver = Resolver(config.servers, look_up=leave_name if at_proxy else look_up)
+        self._resolver = Resolver(config.servers, look_up=self._look_up)
         self._turns = Turns(self._dialer, self._resolver)
         self._routes = RouteTable(config.proxies, dial_seconds=config.limits.dial_seconds)
         self._figures = Figures()  # of the data channels of all sessions
@@ -75,6 +75,11 @@ class Client:
         self._board = Board()
         for proxy in config.proxies:
             self._post_own(proxy, Reason.CONNECTING, "not connected yet")
+
+    async def _look_up(self, server: HostPort) -> list[str]:
+        """Here, or where the proxy is that we go out by now, if it does that."""
+        via = self._dialer.via
+        return await (leave_name if via is not None and via.resolves else look_up)(server)
 
     # Lifetime
 
