@@ -87,9 +87,7 @@ class Proxy:
             head += more
         self.heads.append(head)
         if self.auth and b"Basic " + base64.b64encode(self.auth.encode()) not in head:
-            await self._say(
-                stream, b"HTTP/1.1 407 Who?\r\nProxy-Authenticate: Basic realm=x\r\n\r\n"
-            )
+            await self._say(stream, b"HTTP/1.1 407 Who?\r\nProxy-Authenticate: Basic realm=x\r\n\r\n")
             return None
         host, _, port = head.split()[1].decode().rpartition(":")
         return host.strip("[]"), int(port)

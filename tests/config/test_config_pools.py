@@ -235,39 +235,6 @@ def test_what_init_writes_shows_the_pools_as_they_are_by_default(tmp_path: Path)
     text = re.sub(r"^(\w+_file|username) = ", "#", text, flags=re.MULTILINE)  # files that are not here
     config = load(tmp_path, text)
     assert (config.data_channels, config.proxies[0].pool) == (DATA_CHANNELS, HOT_TARGETS)
-    empty = load(tmp_path, f"{PROXY}[proxies.pool]\n[data_channels]\n")
-    assert (empty.data_channels, empty.proxies[0].pool) == (DATA_CHANNELS, HOT_TARGETS)
-
-
-@pytest.mark.parametrize("key", ["max_age", "idle_limit", "probe_interval", "lease_seconds"])
-def test_what_need_not_happen_can_be_never(tmp_path: Path, key: str) -> None:
-    assert getattr(proxy_of(tmp_path, f'{PROXY}pool.{key} = "never"').pool, key) is None
-
-
-def test_quarantine_and_retry_are_policies(tmp_path: Path) -> None:
-    text = (
-        SERVER
-        + """
-[data_channels.quarantine]
-max_delay = 5
-[data_channels.retry]
-type = "exponential"
-initial_delay = 1
-max_retries = "forever"
-"""
-    )
-    pool = load(tmp_path, text).data_channels
-    assert pool.quarantine == attrs.evolve(DATA_CHANNELS.quarantine, max_delay=5.0)
-    assert pool.retry == RetryPolicy(initial_delay=1.0, max_retries=None)
-    proxy = proxy_of(tmp_path, PROXY + "[proxies.pool.retry]\nmax_retries = 9")
-    assert proxy.pool == attrs.evolve(HOT_TARGETS, retry=attrs.evolve(HOT_TARGETS.retry, max_retries=9))
-
-
-def test_what_init_writes_shows_the_pools_as_they_are_by_default(tmp_path: Path) -> None:
-    text = re.sub(r"^#(?=[\[a-z])", "", init_text("client"), flags=re.MULTILINE).replace("ca_file", "#", 1)
-    text = text.replace("cert_file", "#", 1).replace("key_file", "#", 1).replace("proxy_auth_file", "#", 1)
-    config = load(tmp_path, text.replace("token_file", "#", 1))
-    assert (config.data_channels, config.proxies[0].pool) == (DATA_CHANNELS, HOT_TARGETS)
     shown = tomllib.loads(text)["data_channels"]
     assert shown.keys() == {key.name for key in attrs.fields(PoolConfig)}
 
