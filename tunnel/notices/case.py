@@ -128,7 +128,7 @@ class Case:
         return kind, self._past(times) if self.kind is None else evolve(self.subject, times=times)
 
     def _past(self, times: int) -> Subject:
-        return evolve(self.subject, times=times, seconds=max(0.0, self._ended - self._began), was=self._last)
+        return evolve(self.subject, times=times, seconds=round(max(0.0, self._ended - self._began), 3), was=self._last)
 
     def is_spent(self, now: float) -> bool:
         """Nothing is wrong, nothing is left to say, and no interval runs that a new trouble would have to wait for."""

@@ -18,7 +18,7 @@ import trio
 from tunnel.config.receivers import Email
 from tunnel.notices.bodies import mail
 from tunnel.notices.notice import Notice
-from tunnel.notices.outcome import Outcome, hide
+from tunnel.notices.outcome import Outcome, hide, reason
 from tunnel.tls import client_context
 
 MAX_ANSWER_BYTES = 64 * 1024  # of a mail server, in one part of a conversation
@@ -72,7 +72,7 @@ class _Letter:
             said = f"the certificate of the mail server {to.where} cannot be trusted: {exc.verify_message}"
             return Outcome(False, said, "have it mended, name its CA in ca_file, or write the name it has in host")
         except (OSError, smtplib.SMTPException, ValueError) as exc:  # ValueError: an answer that is none
-            said = f"the mail server {to.where} could not be asked: {self._hide(str(exc)) or type(exc).__name__}"
+            said = f"the mail server {to.where} could not be asked: {self._hide(reason(exc))}"
             return Outcome(False, said, self._remedy(exc), retry=True)
 
     def cut(self) -> None:

@@ -1,5 +1,8 @@
 """What came of one attempt to deliver a notice. Pure."""
 
+import os
+import socket
+import ssl
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -33,6 +36,15 @@ def hide(text: str, secrets: Iterable[str]) -> str:
         if len(secret) >= 4:  # less is no secret, and would eat the text
             text = text.replace(secret, NOT_SHOWN)
     return clean(text.strip())
+
+
+def reason(exc: BaseException) -> str:
+    """Why something failed, in the system's words where it was a system call: not with what others wrote around it."""
+    if isinstance(exc, socket.gaierror) and exc.strerror:  # its numbers are others
+        return exc.strerror
+    if isinstance(exc, OSError) and exc.errno is not None and not isinstance(exc, ssl.SSLError):
+        return os.strerror(exc.errno)
+    return str(exc) or type(exc).__name__
 
 
 def retry_after(header: str | None, now: datetime | None = None) -> float:

@@ -19,7 +19,7 @@ import trio
 from tunnel.config.receivers import Webhook
 from tunnel.notices.bodies import Request, request
 from tunnel.notices.notice import Notice
-from tunnel.notices.outcome import Outcome, hide, retry_after
+from tunnel.notices.outcome import Outcome, hide, reason, retry_after
 from tunnel.tls import client_context
 
 MAX_ANSWER_BYTES = 64 * 1024  # of an answer, only its beginning is ever shown
@@ -89,7 +89,13 @@ class _Sockets(httpcore2.AsyncNetworkBackend):
 
 
 async def _exchange(client: httpx2.AsyncClient, sockets: "_Sockets", made: Request, to: Webhook) -> Outcome:
-    headers = {**dict(to.headers), "User-Agent": "trio-tunnel", "Accept-Encoding": "identity", **made.headers}
+    headers = {
+        **dict(to.headers),
+        "User-Agent": "trio-tunnel",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+        **made.headers,
+    }
     url = to.url
     for _ in range(MAX_REDIRECTS + 1):
         async with client.stream(
@@ -155,8 +161,7 @@ def _failed(exc: Exception, to: Webhook) -> Outcome:
     if isinstance(cause, ssl.SSLCertVerificationError):
         remedy = "have its certificate mended, or name its CA in ca_file"
         return Outcome(False, f"the certificate of {origin} cannot be trusted: {cause.verify_message}", remedy)
-    said = cause.strerror if isinstance(cause, OSError) else None
-    why = hide(said or str(cause) or str(exc) or type(exc).__name__, _secrets(to))
+    why = hide(reason(cause) or str(exc), _secrets(to))
     through = f" through the proxy {to.proxy}" if to.proxy else ""
     remedy = "see whether it is up, and can be reached from here"
     return Outcome(False, f"{origin} could not be asked{through}: {why}", remedy, retry=True)
