@@ -3,7 +3,6 @@
 import json
 import resource
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ def history(stage: Stage, state: Path, *words: str) -> dict[str, Any]:
     return json.loads(stage.run("history", "--state-dir", state, "--json", *words).stdout)
 
 
-def spans(server: Server) -> list[tuple[str, str, str]]:
+def spans(side: Server | Client) -> list[tuple[str, str, str]]:
     """(client, proxy, status) as they stand in the file; nothing while there is none."""
     try:
-        with sqlite3.connect(f"file:{server.state / 'history.sqlite'}?mode=ro", uri=True) as db:
+        with sqlite3.connect(f"file:{side.state / 'history.sqlite'}?mode=ro", uri=True) as db:
             found = db.execute("SELECT client, proxy, status FROM spans ORDER BY run, n").fetchall()
         db.close()
     except sqlite3.Error:
@@ -31,14 +30,18 @@ def spans(server: Server) -> list[tuple[str, str, str]]:
 @pytest.mark.slow
 def test_kill_9_of_both_sides_loses_nothing_that_was_a_second_old(stage: Stage, echo_port: int) -> None:
     server = stage.serve()
-    client: Client = stage.connect(server, f"web={LOOPBACK}:0:{echo_port}")
+    client: Client = stage.connect(server, f"web={LOOPBACK}:0:{echo_port}", admin=True)
     client.wait_healthy("web")
     server.until(lambda: len(spans(server)) == 1, "the proxy is in the file")
+    server.until(lambda: ("default", "web", "healthy") in spans(client), "and in the client's own")
     client.kill()
     server.until(lambda: len(spans(server)) == 2, "its end is in the file")
     server.kill()
     (web,) = history(stage, server.state)["proxies"]  # while nobody runs
     assert (web["status"], web["is_now"], web["outages"], web["binds"]) == ("away", False, 1, 1)
+
+    (ours,) = history(stage, client.state)["proxies"]
+    assert (ours["role"], ours["client"], ours["name"], ours["status"]) == ("client", "default", "web", "healthy")
 
     again = stage.serve(state=server.state, port=server.port)
     again.token, again.pin = server.token, server.pin
@@ -71,21 +74,3 @@ def test_without_room_the_tunnel_goes_on_and_the_history_comes_back_with_the_roo
     server.wait_log("the history is kept again in .*; nothing was lost")
     assert spans(server) == [("default", "web", "healthy")]
     assert server.stderr.count("the history cannot be kept") == 1
-
-
-@pytest.mark.slow
-def test_a_client_keeps_one_where_it_has_a_state_directory_and_none_elsewhere(stage: Stage, echo_port: int) -> None:
-    server = stage.serve(config="[history]\nenabled = false\n" + '[admin]\nlisten = "off"\n')
-    server.token = stage.run("token", "new", "home", "--state-dir", server.state).out[0].split()[-1]
-    one: Client = stage.connect(server, f"web={LOOPBACK}:{free_port()}:{echo_port}", admin=True)
-    one.wait_healthy("web")
-    deadline = time.monotonic() + 30
-    while not (one.state / "history.sqlite").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    one.terminate()
-    assert one.wait() == 0
-    found = history(stage, one.state)
-    assert [(proxy["role"], proxy["client"], proxy["name"]) for proxy in found["proxies"]] == [
-        ("client", "home", "web")
-    ]
-    assert not (server.state / "history.sqlite").exists()

@@ -140,9 +140,12 @@ def test_what_needs_a_restart_says_so_and_no_process_ends_of_sighup(stage: Stage
     server.config.write_text(
         '[bind_retry]\nmax_retries = "forever"\n[limits]\nlogin_seconds = 3\n[admin]\nlisten = "127.0.0.1:1"\n'
     )
-    reload(server, "read again: 1 change$")
+    reload(server, "read again: 2 changes")
     assert "bind retry: for ever" in server.stderr
-    assert "limits.login_seconds needs a restart: it has changed (10.0 is in force, 3.0 in the file)" in server.stderr
+    assert "limits: login_seconds is 3 (10 before)" in server.stderr
+    server.config.write_text('bind_port = 1\n[history]\nenabled = false\n')
+    reload(server, "read again: 2 changes")
+    assert "history needs a restart: it has changed" in server.stderr
     assert "admin.listen" not in server.stderr  # --admin goes over the file, now as then
     by_options = stage.serve()
     client = stage.connect(by_options, f"web={LOOPBACK}:0:{echo_port}")
