@@ -1,5 +1,5 @@
-"""The units under a real systemd, booted here in namespaces of its own over a copy of this machine's disk, and used as a
-person would. Each step is timed, and the first that fails ends it.
+"""The units under a real systemd, booted here in namespaces of its own over a copy of this machine's disk, and used as
+a person would. Each step is timed, and the first that fails ends it.
 
 python -m tests.service.booted      as root, on Linux with systemd installed (apt-get install systemd); half a minute
 """
