@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 from .figures import with_figures
+from .metrics import make_metrics
 from .reference import make_reference
 
 DOCS = Path(__file__).parent.parent.parent / "deploy" / "docs"
 PAGES = {
     "configuration.md": make_reference,
+    "metrics.md": make_metrics,
     "comparison.md": lambda: with_figures(DOCS / "comparison.md", DOCS / "bench" / "loopback.json"),
 }
 

@@ -16,7 +16,7 @@ import trio
 from attrs import field, frozen
 
 from tunnel.admin.counts import EventCounts
-from tunnel.admin.family import PREFIX, Family, Values, counter, counters, gauge, gauges, histogram, labelled_counter
+from tunnel.admin.family import Family, Values, counter, counters, gauge, gauges, histogram, info, labelled_counter
 from tunnel.messages import Farewell, Reason, Status
 from tunnel.meters import BindMeters, Distribution, GateMeters, Meters, PoolMeters, RelayMeters
 from tunnel.snapshot import ProxyView
@@ -64,7 +64,7 @@ def _process(meters: Meters, scrape: Scrape) -> Iterator[Family]:
         "role": meters.role, "version": meters.version, "python": platform.python_version(),
         "trio": trio.__version__, "openssl": ssl.OPENSSL_VERSION,
     }  # fmt: skip
-    yield Family(f"{PREFIX}build", "info", "What runs here, and on what.", [("_info", about, 1)])
+    yield info("build", "What runs here, and on what.", [about])
     yield gauge("ready", "1 if new visitors (a server: clients) would be served, as /readyz says.", meters.is_ready)
     yield gauge("draining", "1 while it stops gracefully.", meters.is_draining)
     if meters.certificate_ends is not None:
@@ -107,8 +107,8 @@ def _proxies(scrape: Scrape) -> Iterator[Family]:
     text = "Times a proxy's status was told anew, each failed attempt to bind among them."
     yield labelled_counter("status_changes", text, changes)
     yield gauges("proxy_up", "1 if the proxy is healthy.", _each(rows, lambda view: view.status == Status.HEALTHY))
-    about = (("_info", {**_labels(client, view), **_standing(view)}, 1) for client, view in rows)
-    yield Family(f"{PREFIX}proxy_status", "info", "How the proxy stands, and where it is published.", about)
+    about = ({**_labels(client, view), **_standing(view)} for client, view in rows)
+    yield info("proxy_status", "How the proxy stands, and where it is published.", about)
     text = "Attempts to bind that have failed since the last success, or since retrying began anew."
     yield gauges("proxy_failed_attempts", text, _each(rows, lambda view: view.attempt))
     yield gauges("proxy_visitors", "Visitors inside.", _each(rows, lambda view: view.visitors))
@@ -204,9 +204,9 @@ def _notices(notices: Mapping[str, Mapping[str, Any]]) -> Iterator[Family]:
 
 def _binds(binds: BindMeters) -> Iterator[Family]:
     yield counter("bind_attempts", "Attempts to bind a proxy's public address.", binds.attempts)
-    yield counter("bind_retries", "Those of them that followed a failure.", binds.retries)
+    yield counter("bind_retries", "Attempts to bind that followed a failed one.", binds.retries)
     failures = {**dict.fromkeys(map(str, BIND_REASONS), 0), **binds.failures}
-    yield counters("bind_failures", "Those of them that failed.", "reason", failures)
+    yield counters("bind_failures", "Attempts to bind that failed.", "reason", failures)
 
 
 def _gate(gate: GateMeters) -> Iterator[Family]:

@@ -25,6 +25,10 @@ class Family:
     samples: Iterable[Sample]
 
 
+def info(name: str, text: str, labels: Iterable[Mapping[str, str]]) -> Family:
+    return Family(PREFIX + name, "info", text, (("_info", words, 1) for words in labels))
+
+
 def gauge(name: str, text: str, value: float) -> Family:
     return Family(PREFIX + name, "gauge", text, [("", {}, value)])
 
