@@ -20,7 +20,7 @@ import tunnel
 from tunnel.addresses import HostPort, Target
 from tunnel.certificates import certificate_pin_of_file, make_self_signed, pin_text
 from tunnel.config import ClientConfig, Grant, HealthCheck, ProxyConfig, ServerConfig
-from tunnel.doctor import findings, here, login, network, trust
+from tunnel.doctor import findings, here, network, trust, visit
 from tunnel.doctor.examine import examine
 from tunnel.doctor.findings import Finding, Report, Verdict
 from tunnel.errors import Mistake
@@ -54,17 +54,17 @@ def pair() -> tuple[bytes, bytes]:
 
 
 @asynccontextmanager
-async def open_house(tmp_path: Path, **grant: Any) -> AsyncIterator[House]:
+async def open_house(tmp_path: Path, server: dict[str, Any] | None = None, **grant: Any) -> AsyncIterator[House]:
     client = Grant("home", tunnel.hash_token(TOKEN), **{"allow_ports": None, **grant})
     for name, pem in zip(("server.crt", "server.key"), pair(), strict=True):
         (tmp_path / name).touch(0o600)
         (tmp_path / name).write_bytes(pem)
-    config = ServerConfig((HostPort("127.0.0.1", 0),), state_dir=tmp_path, clients=(client,))
+    config = ServerConfig((HostPort("127.0.0.1", 0),), state_dir=tmp_path, clients=(client,), **(server or {}))
     async with trio.open_nursery() as nursery:
         _, service = await start_target(nursery, quiet(echo))
-        server = await nursery.start(tunnel.serve, config)
-        pin = certificate_pin_of_file(server.cert_file)
-        yield House(server, ClientConfig((server.where,), TOKEN, pin=pin), service)
+        running = await nursery.start(tunnel.serve, config)
+        pin = certificate_pin_of_file(running.cert_file)
+        yield House(running, ClientConfig((running.where,), TOKEN, pin=pin), service)
         nursery.cancel_scope.cancel()
 
 
@@ -138,11 +138,11 @@ async def test_a_client_that_comes_meanwhile_has_the_place_at_once(
 ) -> None:
     looking = trio.Event()
 
-    async def beat_for_ever(visit: Any) -> None:
+    async def beat_for_ever(stay: Any) -> None:
         looking.set()
-        await visit._hear(lambda _message: False)
+        await stay._hear(lambda _message: False)
 
-    monkeypatch.setattr(login._Visit, "_beat", beat_for_ever)
+    monkeypatch.setattr(visit.Visit, "_beat", beat_for_ever)
     async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
         report = Report()
         nursery.start_soon(examine, house.config, report)
@@ -188,6 +188,34 @@ async def test_a_wrong_pin_ends_before_a_secret_is_sent(tmp_path: Path) -> None:
         assert (of(report, "tls").verdict, report.exit_code) == (FAIL, 3)
         assert "not the pinned" in of(report, "tls").message
         assert_skipped_from(report, "certificate")
+
+
+async def test_a_server_that_wants_a_certificate_and_gets_none_or_another_is_told(tmp_path: Path) -> None:
+    ca, other = trustme.CA(), trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "clients.pem")
+    pairs = {}
+    for name, issuer in (("good", ca), ("bad", other)):
+        issued = issuer.issue_cert("client.example")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        pairs[name] = {"cert_file": tmp_path / f"{name}.pem", "key_file": tmp_path / f"{name}.key"}
+    async with open_house(tmp_path, server={"client_ca_file": tmp_path / "clients.pem"}) as house:
+        for more, words in (({}, "it wants one, and none was given"), (pairs["bad"], "it does not know the CA")):
+            report = await look(evolve(house.config, **more))
+            assert words in of(report, "tls").message
+            assert "client_ca_file" in of(report, "tls").remedy
+            assert_skipped_from(report, "certificate")
+            assert report.exit_code == 3
+        assert (await look(evolve(house.config, **pairs["good"]))).exit_code == 0
+
+
+async def test_a_server_that_stops_is_no_wrong_token(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.server._gate.is_draining = True
+        report = await look(house.config)
+    assert (of(report, "token").verdict, report.exit_code) == (WARN, 0)
+    assert "the server is stopping" in of(report, "token").message
+    assert_skipped_from(report, "latency")
 
 
 async def test_an_untrusted_certificate_is_shown_with_its_pin(tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ from tunnel.certificates import expiry, pin_text, spki_pin
 from tunnel.client.dialer import Dialer
 from tunnel.client.resolver import ServerAddress
 from tunnel.config import ClientConfig
-from tunnel.doctor.findings import STEP_SECONDS, Report, parts
+from tunnel.doctor.findings import STEP_SECONDS, Finding, Report, Verdict, parts
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.tls import TlsStream, client_context
 from tunnel.upgrade import MAX_HEAD_BYTES
 from tunnel.version import __version__
 
 SOON_DAYS = 14  # a certificate that ends earlier: whoever renews it by itself (ACME) has done so by then
-CLOCK_OFF_SECONDS = 30.0  # from there on logs of both sides do not fit together; a Date is to the second
+AGREES_SECONDS = 3.0  # a Date is to the second, and some of it was on the way
+CLOCK_OFF_SECONDS = 30.0  # from there on logs of both sides do not fit together
 
 
 async def check_tls(
@@ -43,13 +44,17 @@ async def check_tls(
         await _report_untrusted(config, dialer, address, exc, report)
         return False
     seconds = trio.current_time() - began
-    report.ok("tls", f"{address}: verified by {_proof(config)}; {stream.cipher}", seconds=seconds)
     try:
-        if is_first:
-            _check_certificate(stream.peer_certificate, report)
-            await _check_clock(stream, address, report)
+        clock = await _look_at_clock(stream, address) if is_first else None
     finally:
         stream.close()
+    if stream.refused is not None:  # with TLS 1.3 that is learnt from what is read first
+        report.fail("tls", *parts(stream.refused), is_trust=True)
+        return False
+    report.ok("tls", f"{address}: verified by {_proof(config)}; {stream.cipher}", seconds=seconds)
+    if clock is not None:
+        _check_certificate(stream.peer_certificate, report)
+        report.add(clock)
     return True
 
 
@@ -121,29 +126,28 @@ def _check_certificate(der: bytes, report: Report) -> None:
 # What answers there
 
 
-async def _check_clock(stream: TlsStream, address: ServerAddress, report: Report) -> None:
-    """A request that a server of ours answers with 404 and its time."""
+async def _look_at_clock(stream: TlsStream, address: ServerAddress) -> Finding:
+    """Makes a request that a server of ours answers with 404 and its time."""
+    remedy = "is it a trio-tunnel server?"
     try:
         with trio.fail_after(STEP_SECONDS):
             began = datetime.now(UTC)
             date = await _ask_date(stream, address.server)
     except trio.TooSlowError:
-        report.fail("clock", f"{address} does not answer HTTP within {STEP_SECONDS:g} s", "is it a trio-tunnel server?")
-        return
+        return Finding("clock", Verdict.FAIL, f"{address} does not answer HTTP within {STEP_SECONDS:g} s", remedy)
     except (trio.BrokenResourceError, h11.RemoteProtocolError, PeerLost) as exc:
-        message, remedy = parts(stream.refused or PeerLost(f"{address} does not answer HTTP: {exc}"))
-        report.fail("clock", message, remedy or "is it a trio-tunnel server?", is_trust=stream.refused is not None)
-        return
+        return Finding("clock", Verdict.FAIL, f"{address} does not answer HTTP: {exc}", remedy)
     if date is None:
-        report.skip("the server's answer has no Date to compare with", "clock")
-        return
+        return Finding("clock", Verdict.SKIP, "the server's answer has no Date to compare with")
     off = (date - began).total_seconds()
     if abs(off) <= CLOCK_OFF_SECONDS:
-        report.ok("clock", "agrees with the server's" if abs(off) < 3 else f"{abs(off):.0f} s from the server's")
-    else:
-        which = "behind" if off > 0 else "ahead of"
-        word = f"this machine's is {abs(off):.0f} s {which} the server's"
-        report.warn("clock", word, "set both by NTP: certificates and logs go by them")
+        agrees = abs(off) < AGREES_SECONDS
+        return Finding(
+            "clock", Verdict.OK, "agrees with the server's" if agrees else f"{abs(off):.0f} s from the server's"
+        )
+    which = "behind" if off > 0 else "ahead of"
+    word = f"this machine's is {abs(off):.0f} s {which} the server's"
+    return Finding("clock", Verdict.WARN, word, "set both by NTP: certificates and logs go by them")
 
 
 async def _ask_date(stream: TlsStream, server: HostPort) -> datetime | None:
