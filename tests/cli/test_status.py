@@ -202,6 +202,21 @@ def test_a_client_that_stops_and_has_visitors_inside_is_not_asked_to_add_proxies
     assert render_table(draining, width=80).plain == words
 
 
+def test_a_client_says_below_its_proxies_how_it_stands_to_its_server() -> None:
+    def below(**connection: Any) -> str:
+        found = {"role": "client", "connection": connection, "sessions": []}
+        (line,) = render_plain(found).splitlines()[2:]
+        assert render_table(found, width=200).plain.splitlines()[2:] == [line]
+        return line
+
+    servers = ["a:8443", "b:8443"]
+    assert below(state="connected", detail="home", servers=servers) == "connected to a:8443, b:8443 as home"
+    assert below(state="connecting", detail="", servers=servers) == "not connected to a:8443, b:8443"
+    lost = below(state="lost", detail="it is stopping\x1b", servers=servers, retry_after_seconds=30)
+    assert lost == "not connected to a:8443, b:8443: it is stopping?; tries again in 30 s"
+    assert below(state=7, detail=None, servers="x") == "not connected"
+
+
 def test_another_version_and_hostile_values_do_not_break_the_table() -> None:
     odd = {
         "sessions": [

@@ -11,7 +11,7 @@ from tunnel.cli.output import is_unicode, writable
 from tunnel.columns import GAP, STYLES, Column, append_line, lay_out
 from tunnel.pool_words import pool_lines
 from tunnel.snapshot import ProxyView
-from tunnel.wording import age, clean, explain, human_bytes, public_address
+from tunnel.wording import age, clean, explain, human_bytes, human_seconds, public_address
 
 if TYPE_CHECKING:  # at run time only what draws on a terminal imports it
     from rich.text import Text
@@ -80,8 +80,8 @@ def render_plain(stats: dict[str, Any]) -> str:
     if pairs:
         why = Column("EXPLANATION", [explain(view, refused=view.refused) for _, view in pairs])
         lines = [GAP.join(cell for _, cell in line).rstrip() for line in lay_out([*_columns(pairs), why], None)]
-    pools = pool_lines(stats)
-    return "\n".join([*lines, "", *pools] if pools else lines)
+    below = _below(stats)
+    return "\n".join([*lines, "", *below] if below else lines)
 
 
 def render_table(stats: dict[str, Any], *, width: int, height: int | None = None, unicode: bool = True) -> "Text":
@@ -94,7 +94,7 @@ def render_table(stats: dict[str, Any], *, width: int, height: int | None = None
     pairs = proxies_of(stats)
     text = Text(no_wrap=True, overflow="ellipsis" if unicode else "crop")
     if not pairs:
-        return text.append(nothing(stats))
+        return text.append("\n\n".join([nothing(stats), *_below(stats)]))
     if height is not None and len(pairs) >= height - 1:
         pairs.sort(key=lambda pair: pair[1].status == "healthy")
     ellipsis = "…" if unicode else "..."
@@ -111,10 +111,30 @@ def render_table(stats: dict[str, Any], *, width: int, height: int | None = None
         append_line(text, line, view.status)
         if why:
             text.append(f"\n  {why}", STYLES.get(view.status, ""))
-    pools = pool_lines(stats)
-    if pools and (height is None or used + 1 + len(pools) < height):
-        text.append("\n\n" + "\n".join(pools), "dim")
+    below = _below(stats)
+    if below and (height is None or used + 1 + len(below) < height):
+        text.append("\n\n" + "\n".join(below), "dim")
     return text
+
+
+def _below(stats: dict[str, Any]) -> list[str]:
+    """What stands below the proxies."""
+    connection = connection_words(stats)
+    return [*([connection] if connection else []), *pool_lines(stats)]
+
+
+def connection_words(stats: dict[str, Any]) -> str:
+    """How a client stands to its server; nothing for a server."""
+    found = stats.get("connection")
+    if not isinstance(found, dict):
+        return ""
+    detail, seconds, servers = (found.get(key) for key in ("detail", "retry_after_seconds", "servers"))
+    where = " to " + ", ".join(clean(str(server)) for server in servers) if isinstance(servers, list) else ""
+    if found.get("state") == "connected":
+        return f"connected{where} as {clean(str(detail))}"
+    why = f": {clean(str(detail))}" if detail else ""
+    then = f"; tries again in {human_seconds(seconds)}" if isinstance(seconds, (int, float)) and seconds else ""
+    return f"not connected{where}{why}{then}"
 
 
 def _more(pairs: Sequence[tuple[str, ProxyView]]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from tunnel.cli.rates import SORTS, Order, Row, total
-from tunnel.cli.status_table import nothing
+from tunnel.cli.status_table import connection_words, nothing
 from tunnel.columns import GAP, Column, append_line, lay_out
 from tunnel.snapshot import utc_now
 from tunnel.wording import clean, human_bytes
@@ -42,6 +42,8 @@ def summary_lines(look: Look) -> list[str]:
             f"new {found.new_per_second:,.0f}/s", f"in {human_bytes(found.in_per_second)}/s",
             f"out {human_bytes(found.out_per_second)}/s", f"over {look.seconds:.1f} s",
         ]  # fmt: skip
+    if (connection := connection_words(look.stats)) and not connection.startswith("connected"):
+        parts.insert(1, "not connected")
     return ["   ".join(parts), "   ".join(figures)]
 
 
