@@ -66,6 +66,7 @@ gather = 0
 days = 30
 clients = ["home", "lab-*"]
 proxies = ["web"]
+expected = ["home"]
 [notices.retry]
 max_retries = 2
 """,
@@ -76,7 +77,9 @@ max_retries = 2
         "slack", 2.5,
     )  # fmt: skip
     retry = RetryPolicy(initial_delay=2.0, factor=3.0, max_delay=180.0, max_retries=2, jitter=0.2)
-    assert found == NoticeConfig("ops", to, ("unhealthy", "recovered"), 0, 1, 0, 30, ("home", "lab-*"), ("web",), retry)
+    assert found == NoticeConfig(
+        "ops", to, ("unhealthy", "recovered"), 0, 1, 0, 30, ("home", "lab-*"), ("web",), ("home",), retry
+    )
 
 
 def test_a_mail_with_every_key_gives_just_that(folder: Path) -> None:
@@ -213,10 +216,11 @@ def test_one_mistake_hides_no_other(folder: Path) -> None:
     ]  # fmt: skip
 
 
-def test_clients_mean_nothing_at_a_client(folder: Path) -> None:
+@pytest.mark.parametrize("key", ["clients", "expected"])
+def test_clients_mean_nothing_at_a_client(folder: Path, key: str) -> None:
     (folder / "key").write_text("token")
     with pytest.raises(ConfigError, match="means nothing at a client"):
-        load_client(write(folder, f'server = "a"\ntoken_file = "key"\n{HOOK}clients = ["home"]\n'))
+        load_client(write(folder, f'server = "a"\ntoken_file = "key"\n{HOOK}{key} = ["home"]\n'))
 
 
 @pytest.mark.parametrize("text", [HOOK + 'secret_file = "gone"\n', MAIL + 'username = "a"\npassword_file = "gone"\n',

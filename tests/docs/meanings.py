@@ -162,6 +162,8 @@ BOTH = {
     "notices[].days": Key("Days before its end from which a certificate is expiring.", 7),
     "notices[].clients": Key("Of which clients; at a server.", ["home-*"], usual='`["*"]`'),
     "notices[].proxies": Key("Of which proxies.", ["web-*"], usual='`["*"]`'),
+    "notices[].expected": Key("Clients that are told as lost also if they never come, or left with a goodbye; at a server.",
+                              ["home"], usual="none"),
     "notices[].url": Key("Webhook: where each notice is POSTed to.", "https://hooks.example/2", usual="–"),
     "notices[].url_file": Key("Webhook: instead, a file with the URL, where that is a secret.", "url", usual="–",
                               instead="notices[].url"),

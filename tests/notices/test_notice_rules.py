@@ -148,6 +148,16 @@ def test_a_lost_session_is_told_with_what_went_with_it_and_its_return(reason: st
     assert (ear.last.status, ear.last.seconds) == ("connected", 300.0)
 
 
+def test_an_expected_client_that_never_comes_or_stays_away_after_a_goodbye_is_told() -> None:
+    ear = Ear(expected=("home", "lab"))
+    there = Snapshot("server", "", (SessionView("lab", AT, ()),))
+    ear.rules.seed(there, 0.0, at=AT, is_ready=True)
+    ear.until(100).starts().until(200).ends("goodbye", client="lab").until(300).ends("revoked").until(HOUR)
+    assert ear.told == [(60, "session_lost", 1), (100, "recovered", 1), (260, "session_lost", 1)]
+    assert [group.subjects[0].client for group in ear.groups] == ["home", "home", "lab"]
+    assert ear.groups[0].subjects[0].message == "it has not connected since the server started"
+
+
 def test_a_session_that_was_taken_over_before_the_old_one_ended_is_there() -> None:
     assert Ear().starts().starts().ends().until(HOUR).told == []
 

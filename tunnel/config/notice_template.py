@@ -41,13 +41,15 @@ _TEXT = """
 #password_file = "mail.password"
 #events = ["bind_failed", "session_lost", "certificate_expiring"]
 """
+_OF_SERVER = """\
+#clients = ["*"]  # names, or patterns such as "home-*"
+#expected = ["home"]  # these are told as lost also if they never come, or leave with a goodbye and stay away
+"""
 
 
 def notices_text(kind: Literal["server", "client"]) -> str:
     text = _TEXT.replace("<events>", ", ".join(f'"{event}"' for event in NOTICE_EVENTS))
-    text = text.replace(
-        "<clients>", '#clients = ["*"]  # names, or patterns such as "home-*"\n' if kind == "server" else ""
-    )
+    text = text.replace("<clients>", _OF_SERVER if kind == "server" else "")
     for key in ("initial_delay", "factor", "max_delay", "max_retries", "jitter"):
         text = text.replace(f"<{key}>", f"{getattr(NOTICE_RETRY, key):g}")
     return text

@@ -42,10 +42,12 @@ def _take_notice(entry: Table, base: Path, *, is_server: bool) -> tuple[str | No
         "days": entry.take("days", whole(1, MAX_DAYS), 14),
         "clients": some(entry, "clients", _pattern, ("*",)),
         "proxies": some(entry, "proxies", _pattern, ("*",)),
+        "expected": some(entry, "expected", name, ()),
         "retry": take_policy(entry, "retry", NOTICE_RETRY) or NOTICE_RETRY,
     }
-    if not is_server and "clients" in entry:
-        entry.blame("clients", "means nothing at a client, which knows only itself", "take it away")
+    for key in ("clients", "expected"):
+        if not is_server and key in entry:
+            entry.blame(key, "means nothing at a client, which knows only itself", "take it away")
     if values["retry"].max_retries is None:
         entry.blame("retry", "never gives up, and later notices would wait for ever", "write max_retries = 7")
     if found_name is None or to is None:

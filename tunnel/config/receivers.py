@@ -50,7 +50,8 @@ class NoticeConfig:
 
     `after` is how long a proxy must be unhealthy, or a session lost, before it is worth a notice; `interval` passes
     between two notices of trouble about one proxy or client; `gather` is waited for more to tell in the same notice.
-    `days` before its end a certificate is expiring. `clients` and `proxies` are globs.
+    `days` before its end a certificate is expiring. `clients` and `proxies` are globs. `expected` clients should always
+    have a session: one that never comes, or left with a goodbye and stays away, is told as lost, too.
     """
 
     name: str
@@ -62,4 +63,5 @@ class NoticeConfig:
     days: int = 14
     clients: tuple[str, ...] = ("*",)
     proxies: tuple[str, ...] = ("*",)
+    expected: tuple[str, ...] = ()
     retry: Policy = NOTICE_RETRY

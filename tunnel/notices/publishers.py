@@ -21,6 +21,9 @@ class Publishers:
             self._sessions[client] = left
         return left <= 0
 
+    def has(self, client: str) -> bool:
+        return client in self._sessions
+
     def publish(self, client: str, proxy: str) -> None:
         if client in self._proxies or len(self._proxies) < MAX_CLIENTS:
             self._proxies.setdefault(client, {})[proxy] = None

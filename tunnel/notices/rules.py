@@ -74,6 +74,9 @@ class Rules:
                 self._judge(session.client, proxy.name, proxy, now)
             if not self._is_server and not is_ready:
                 self._session_lost(session.client, "lost", "not connected yet", at, now)
+        for client in self._config.expected:
+            if self._is_server and not self._publishers.has(client):
+                self._session_lost(client, "absent", "it has not connected since the server started", at, now)
 
     @property
     def ignored(self) -> int:
@@ -134,13 +137,14 @@ class Rules:
         if not self._publishers.leave(client) or not self._wants(client):
             return  # it was replaced, and its successor is here already
         proxies = self._cases.of(PROXY, client)
-        if event.fields["reason"] in WANTED:
+        reason, is_expected = event.fields["reason"], client in self._config.expected
+        if reason in WANTED and not (is_expected and reason == "goodbye"):
             self._publishers.forget(client)
             self._cases.mend(proxies, now, status="removed", grace=self._config.after)
             return
         self._cases.suspend(proxies)
         why = event.fields["message"] or "its connection broke, or went silent"
-        self._session_lost(client, event.fields["reason"], why, event.at, now)
+        self._session_lost(client, reason, why, event.at, now)
 
     # The session of a client
 
