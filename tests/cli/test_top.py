@@ -125,6 +125,14 @@ def test_without_proxies_it_is_said_how_one_is_added() -> None:
     assert "no proxies" in render_screen(seen(), Order(), width=80, height=24).plain
 
 
+def test_a_client_without_a_session_says_so_above_its_proxies() -> None:
+    found = {**stats(view()), "role": "client", "connection": {"state": "lost", "detail": "x", "servers": []}}
+    for state, words in (("lost", "   not connected   "), ("connected", f"client 1 at {WHERE}   1 proxy")):
+        found["connection"]["state"] = state
+        first, *_ = render_plain(Look(WHERE, found, look(found)), Order()).splitlines()
+        assert words in first
+
+
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
 @pytest.mark.parametrize("height", [5, 10, 24])
 @pytest.mark.parametrize("trouble", ["", "nothing answers"])
