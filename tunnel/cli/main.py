@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 usage or config, 3 refused, 130 second signal.
 
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +46,8 @@ TOKEN_VARIABLE = "TRIO_TUNNEL_TOKEN"  # noqa: S105  a name, no secret
 
 def main() -> NoReturn:
     """Run a command; errors become a message with the next step, and an exit code."""
+    if os.getpid() == 1:  # in a container: the kernel ignores SIGTERM there until somebody handles it
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # `serve` and `connect` have their own, once they run
     try:
         code = cli.main(prog_name="trio-tunnel", standalone_mode=False)
     except click.ClickException as exc:
