@@ -153,6 +153,7 @@ MISTAKES = [
         for url, problem in [
             ("ftp://a/s3cret", "is no URL of https or http"),
             ("https:///s3cret", "is no URL of https or http"),
+            ("https://a..b/s3cret", "names no host"),
             ("https://a:99999/s3cret", "is no URL"),
             ("https://a:0/s3cret", "has port 0"),
             ("https://[::1/s3cret", "is no URL"),

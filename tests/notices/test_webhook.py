@@ -149,6 +149,14 @@ async def test_nobody_listening_is_told_and_may_pass() -> None:
     assert "refused" in outcome.said
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 70 + ".example"])
+async def test_a_host_that_is_none_is_told(host: str) -> None:
+    outcome = await post(NOTICE, Webhook(f"https://{host}{SECRET_PATH}"))
+    assert not outcome.delivered
+    assert outcome.said.startswith(f"https://{host} could not be asked: ")
+    assert "hunter2" not in outcome.said
+
+
 async def _nothing(hook: Hook, stream: trio.abc.Stream) -> None:
     """Closes at once."""
 

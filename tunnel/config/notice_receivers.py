@@ -83,6 +83,10 @@ def _split(url: str, schemes: tuple[str, ...], example: str) -> SplitResult:
         raise ValueError(f"is no URL; write one such as {example}") from None
     if split.scheme not in schemes or not split.hostname or re.search(r"[^\x21-\x7e]", url):
         raise ValueError(f"is no URL of {' or '.join(schemes)}; write one such as {example}")
+    try:
+        host(split.hostname)
+    except ValueError:
+        raise ValueError(f"names no host; write one such as {example}") from None
     if port == 0:
         raise ValueError(f"has port 0; write one such as {example}")
     if split.username is not None or split.password is not None:

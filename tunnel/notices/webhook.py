@@ -64,7 +64,7 @@ async def _post(notice: Notice, to: Webhook) -> Outcome:
     try:
         async with httpx2.AsyncClient(transport=transport, timeout=None) as client:
             return await _exchange(client, sockets, made, to)
-    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as exc:
+    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, UnicodeError) as exc:  # UnicodeError: no host name
         return _failed(exc, to)
     finally:
         await sockets.close()
