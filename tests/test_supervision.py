@@ -1,5 +1,6 @@
 """What systemd hears of a process's life, word by word and second by second."""
 
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -87,6 +88,28 @@ async def test_nothing_is_looked_at_while_nothing_happens(nursery: trio.Nursery,
     looks = process.looks
     await until(100_000)
     assert process.looks == looks
+
+
+async def test_a_line_that_takes_long_to_make_is_made_more_rarely(
+    nursery: trio.Nursery, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock_clock.autojump_threshold = 0.0
+    process = Process()
+    spent = 0.0
+
+    def describe() -> str:
+        nonlocal spent
+        spent += 0.25
+        return process.line
+
+    monkeypatch.setattr("time.perf_counter", lambda: spent)
+    process.supervision = Supervision(process.heard, describe)
+    await start(nursery, process)
+    spent = 0.0
+    for count in range(600):
+        process.change(f"{count} clients")
+        await trio.sleep(1)
+    assert spent <= 0.01 * 600 + 0.5
 
 
 async def test_life_is_shown_at_half_of_what_systemd_waits(nursery: trio.Nursery, mock_clock: MockClock) -> None:

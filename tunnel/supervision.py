@@ -6,6 +6,7 @@ line for `systemctl status`, and that its event loop turns. Used by `commands`.
                WATCHDOG=1 every half of WatchdogSec, from the event loop itself: one that stands still says nothing
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from tunnel.snapshot import EventStream, Snapshot
 from tunnel.wording import clean
 
 STATUS_SECONDS = 1.0  # between two lines: who reads them asks no oftener
+STATUS_SHARE = 0.01  # of the time at most goes into them, where there are thousands of proxies
 AGAIN_SECONDS = 0.1  # after systemd took no more; it empties its queue in milliseconds
 EXTEND_SECONDS = 15.0  # each time; the drain has a deadline of its own, which a reload may have moved
 EXTEND_EVERY_SECONDS = 5.0
@@ -62,14 +64,15 @@ class Supervision:
     def _line(self) -> str:
         return f"{'stopping: ' if self._is_stopping else ''}{self._describe()}{self._note}"
 
-    def _tell(self, word: Callable[[str], bool]) -> None:
-        line = self._line()
+    def _tell(self, word: Callable[[str], bool], line: str | None = None) -> None:
+        line = self._line() if line is None else line
         self._owed = None if word(line) else word
         self._said = line if self._owed is None else ""
 
     def _tell_status(self) -> None:
-        if self._line() != self._said:
-            self._tell(self._owed or self._notify.status)
+        line = self._line()
+        if line != self._said:
+            self._tell(self._owed or self._notify.status, line)
 
     # Tasks
 
@@ -85,8 +88,11 @@ class Supervision:
                 changed = trio.Event()  # before the line is made: what changes later makes another one
                 for event in follower.drain():
                     self._hear(event.kind)
+                began = time.perf_counter()
                 self._tell_status()
-                await trio.sleep(STATUS_SECONDS if self._owed is None else AGAIN_SECONDS)
+                took = time.perf_counter() - began
+                pause = STATUS_SECONDS if self._owed is None else AGAIN_SECONDS
+                await trio.sleep(max(pause, took / STATUS_SHARE))
                 if self._owed is None:
                     await changed.wait()
 

@@ -85,9 +85,10 @@ def test_a_unit_that_was_changed_by_hand_stays_unless_forced(units: Path, config
 
 def test_without_a_configuration_it_says_how_to_write_one(tmp_path: Path) -> None:
     path = tmp_path / "none.toml"
-    assert said(run("show", "client", "-c", path)) == (
-        f"there is no configuration {path}; name it with -c, or write one: trio-tunnel init client -o {path}"
-    )
+    start = f"there is no configuration {path}; name it with -c, or write one: "
+    assert said(run("show", "client", "-c", path)) == f"{start}trio-tunnel init client -o {path}"
+    deeper = tmp_path / "a" / "none.toml"
+    assert f": mkdir -p {deeper.parent} && trio-tunnel init" in said(run("show", "client", "-c", deeper))
 
 
 def test_units_of_the_machine_need_root_and_the_line_to_type_is_told(

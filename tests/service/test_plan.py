@@ -1,5 +1,6 @@
 """What goes into a service's units: who reads what, which files are passed, where state is, which ports it needs."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -137,6 +138,17 @@ def test_a_made_up_user_that_would_have_to_write_elsewhere_is_refused(text: str,
 def test_an_instance_whose_name_is_none_is_refused(instance: str, folder: Path) -> None:
     with pytest.raises(TunnelError, match="is no name"):
         plan_of(folder, "", instance=instance)
+
+
+@pytest.mark.parametrize("name", ["a\nUser=root\nb", "a\tb", "a\x7fb"])
+def test_a_path_that_would_end_a_line_of_the_unit_is_refused(name: str, folder: Path) -> None:
+    path = write(folder / f"{name}.toml", "")
+    with pytest.raises(TunnelError, match="has characters that no unit can hold"):
+        make_plan(Wish("server", path), PROGRAM)
+    write(folder / name, "t" * 43, 0o600)
+    text = 'server = "tunnel.example.com"\ntoken_file = ' + json.dumps(name).replace("\x7f", "\\u007f") + "\n"
+    with pytest.raises((TunnelError, ConfigError)):
+        plan_of(folder, text, "client")
 
 
 # Ports, sockets, targets

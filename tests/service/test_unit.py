@@ -79,6 +79,16 @@ def test_systemd_calls_the_exposure_of_every_form_less_than_two_of_ten(name: str
     assert 0.5 < float(found[1]) < 2.0
 
 
+@pytest.mark.skipif(ANALYZE is None, reason="there is no systemd-analyze; install systemd")
+def test_systemd_finds_no_mistake_in_a_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    for unit, text in evolve(SERVER, is_own=True, state=None, sockets=HERE).texts().items():
+        (tmp_path / unit).write_text(text)
+    command = [str(ANALYZE), "--user", "verify", "--man=no", *sorted(tmp_path.glob("trio-tunnel-*"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "trio-tunnel-" in line]) == (0, [])
+
+
 # What it says
 
 

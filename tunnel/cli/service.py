@@ -180,7 +180,8 @@ def _planned(wish: "Wish", unit_dir: Path | None) -> "tuple[Plan, list[UnitFile]
     from tunnel.service.systemctl import systemd_version
 
     if not os.path.lexists(wish.config):
-        command = f"trio-tunnel init {wish.role} -o {shlex.quote(str(wish.config))}"
+        folder = "" if wish.config.parent.is_dir() else f"mkdir -p {shlex.quote(str(wish.config.parent))} && "
+        command = f"{folder}trio-tunnel init {wish.role} -o {shlex.quote(str(wish.config))}"
         raise TunnelError(f"there is no configuration {wish.config}; name it with -c, or write one: {command}")
     plan = make_plan(wish, Program.this(), systemd_version=systemd_version())
     return plan, unit_files(plan, _folder(wish.is_own, unit_dir))

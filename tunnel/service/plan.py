@@ -54,9 +54,11 @@ class Plan:
 def make_plan(wish: Wish, program: Program, *, systemd_version: int = 0) -> Plan:
     """`ConfigError` where the configuration has mistakes, `TunnelError` where the service could not do its work."""
     path = Path(os.path.abspath(wish.config))
-    config, named, warnings = _read(path, wish.role)
-    notes = [f"warning: {warning}" for warning in warnings]
     name = wish.name
+    _check_printable(path, *program.command, *program.folders)  # else a line of the unit would end there
+    config, named, warnings = _read(path, wish.role)
+    _check_printable(*named)
+    notes = [f"warning: {warning}" for warning in warnings]
     if wish.is_own:
         service = Service(
             wish.role, name, program.command, path, sockets=_sockets(config, wish), is_own=True,
@@ -87,6 +89,12 @@ def make_plan(wish: Wish, program: Program, *, systemd_version: int = 0) -> Plan
         systemd_version=systemd_version,
     )
     return Plan(service, state_dir, tuple(notes))
+
+
+def _check_printable(*words: object) -> None:
+    for word in map(str, words):
+        if not word.isprintable():
+            raise TunnelError(f"{word!r} has characters that no unit can hold; rename it")
 
 
 def _read(path: Path, role: Role) -> tuple[ServerConfig | ClientConfig, list[Path], tuple[Mistake, ...]]:
@@ -139,6 +147,7 @@ def _writable(config: ServerConfig | ClientConfig, state_dir: Path, wish: Wish) 
             f"{wanted[0]}; leave that out of {wish.config}, or name a user that owns it with --user"
         )
     found = tuple(Path(os.path.abspath(one)) for one in wanted)
+    _check_printable(*found)
     for one in found:
         if not one.is_dir():
             make = f"install -d -m 700 -o {wish.user} {shlex.quote(str(one))}"
