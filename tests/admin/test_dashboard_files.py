@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from itertools import product
 
 import pytest
 
@@ -88,3 +89,30 @@ def test_no_file_of_ours_makes_markup_of_text_or_has_inline_code() -> None:
             assert forbidden not in text, f"{path.name}: {forbidden}"
         assert not re.search(r"https?://(?!www\.w3\.org/)", text), f"{path.name} names another host"
         assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=", text if path.suffix == ".html" else "")
+
+
+PAIRS = [
+    *product(("--text", "--muted", "--accent"), ("--surface", "--page")),
+    ("--text", "--hover"), ("--muted", "--hover"), ("--muted", "--field"), ("--muted", "--idle-soft"),
+    ("--good", "--good-soft"), ("--warn", "--warn-soft"), ("--bad", "--bad-soft"),
+    ("--good", "--surface"), ("--warn", "--surface"), ("--bad", "--surface"), ("--surface", "--bad"),
+    ("--on-accent", "--accent"), ("--page", "--text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_all_text_has_the_contrast_that_people_need(theme: str) -> None:
+    blocks = re.findall(r":root[^{]*\{(.*?)\}", (STATIC / "style" / "base.css").read_text(), re.DOTALL)
+    light, dark, dark_by_system = (dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6});", block)) for block in blocks)
+    assert dark == dark_by_system
+    colours = light if theme == "light" else dark
+    for text, ground in PAIRS:
+        lighter, darker = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+        ratio = (lighter + 0.05) / (darker + 0.05)
+        assert ratio >= 4.5, f"{text} on {ground}: {ratio:.2f}"  # WCAG 2.2, level AA
+
+
+def luminance(colour: str) -> float:
+    parts = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -20,10 +20,13 @@ class Page:
         self.driver = driver
 
     def open(self, puppet: Puppet) -> None:
+        self.visit(puppet.url)
+
+    def visit(self, url: str) -> None:
         """As for the first time: nothing is kept of another test's."""
-        self.driver.get(puppet.url + "healthz")  # same origin, no page
+        self.driver.get(url + "healthz")  # same origin, no page
         self.run("sessionStorage.clear(); localStorage.clear()")
-        self.driver.get(puppet.url)
+        self.driver.get(url)
         self.wait_live()
 
     def wait_live(self) -> None:

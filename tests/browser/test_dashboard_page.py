@@ -122,6 +122,7 @@ def test_it_says_when_nobody_answers_and_recovers_by_itself(page: Page, puppet: 
     until(lambda: re.fullmatch(r"No answer for \d+ s", page.feed()))
     assert page.run("return document.body.classList.contains('is-stale')") is True
     assert page.row("web")  # the last that is known
+    assert re.match(r"Nothing was heard since \d\d:\d\d:\d\d", page.text("#subline"))
     puppet.put("home", proxy("new"))
     puppet.start()
     page.wait_live()

@@ -40,6 +40,14 @@ export class Actions {
     });
   }
 
+  // A client's, while it waits for its next try.
+  async connectNow(client) {
+    await this._do(async () => {
+      await this._post("close", { client });
+      return "Trying again now.";
+    });
+  }
+
   async _do(action) {
     if (!this.token) return this._ask(action);
     try {

@@ -45,6 +45,7 @@ const feed = new Feed({
 });
 
 setServerTime(() => store.serverTime(performance.now()));
+$("again").addEventListener("click", () => actions.connectNow([...store.sessions.keys()][0] || "this client"));
 setUpTheme();
 setUpKeys();
 feed.open();
@@ -63,9 +64,11 @@ function tick() {
   feed.check();
   showFeed();
   if (document.hidden) return;
+  if (feed.silence) return overview.stale(store);
   overview.tick(store);
   proxies.tick();
   details.tick(store);
+  return undefined;
 }
 
 function showFeed() {

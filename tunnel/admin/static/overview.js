@@ -1,8 +1,8 @@
 // The page's top: who this is, whether all is well, and the figures over all proxies with their graphs.
 
-import { $, icon, setAttribute, setText } from "./dom.js";
+import { $, icon, setAttribute, setHidden, setText } from "./dom.js";
 import { Graph } from "./graphs.js";
-import { bytes, clean, number, plural, rate, seconds, uptime } from "./words.js";
+import { bytes, clean, clock, number, plural, rate, seconds, uptime } from "./words.js";
 
 export class Overview {
   constructor() {
@@ -28,6 +28,12 @@ export class Overview {
     this.tick(store);
   }
 
+  // While nobody answers nothing is known of now.
+  stale(store) {
+    if (!store.head.role) return;
+    setText($("subline"), `Nothing was heard since ${clock(store.head.at)}. What you see is from then; trying again.`);
+  }
+
   tick(store) {
     if (!store.head.role) return;
     const { version, pid, ready } = store.head;
@@ -42,6 +48,7 @@ export class Overview {
     const [state, text] = headline(store);
     setText($("headline"), text);
     setText($("subline"), subline(store) || "\u00a0");
+    setHidden($("again"), !store.head.can_write || (store.head.connection?.state ?? "connected") === "connected");
     const place = $("headline-icon");
     if (place.dataset.state !== state) {
       place.dataset.state = state;
