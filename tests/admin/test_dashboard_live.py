@@ -11,6 +11,7 @@ from attrs import Factory, define
 from test_dashboard_picture import ROW, SINCE, proxy
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
+from tunnel.admin import http as admin_http
 from tunnel.admin import live as live_module
 from tunnel.admin.http import WRITE_SECONDS, Request, serve_connection
 from tunnel.admin.live import GATHER_SECONDS, HEARTBEAT_SECONDS, Live
@@ -91,7 +92,9 @@ class Rig:
 
 
 @pytest.fixture
-def rig(nursery: trio.Nursery) -> Rig:
+def rig(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """Where looking costs no time, on whatever machine."""
+    monkeypatch.setattr(live_module, "perf_counter", lambda: 0.0)
     return Rig(nursery)
 
 
@@ -320,3 +323,36 @@ async def test_a_reader_who_leaves_leaves_nothing_behind(rig: Rig, autojump_cloc
         await ours.aclose()
     assert rig.live._readers == []
     assert rig.house.events._followers == []
+
+
+@pytest.mark.slow
+async def test_over_a_socket_a_reader_that_stops_reading_is_dropped_and_another_is_not(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_http, "WRITE_SECONDS", 1.0)
+    monkeypatch.setattr(live_module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(live_module, "GATHER_SECONDS", 0.0)
+    rig = Rig(nursery)
+
+    def grow() -> None:  # much to tell at each look, so that what the kernel keeps for a reader is soon full
+        rig.house.proxies["web"] = proxy(error_message=str(len(rig.house.looks)) * 100_000)
+
+    rig.house.on_look = grow
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(admin_http.serve_http, listeners, rig.live.route.handler)
+    where = listeners[0].socket.getsockname()[:2]
+    lazy = trio.socket.socket()
+    lazy.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+    with lazy:
+        await lazy.connect(where)
+        await lazy.send(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with await trio.open_tcp_stream(*where) as good:
+            await good.send_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            both = False
+            with trio.fail_after(60):
+                while not both or len(rig.live._readers) == 2:
+                    assert await good.receive_some()
+                    both = both or len(rig.live._readers) == 2
+            assert len(rig.live._readers) == 1
+            assert await good.receive_some()
+    nursery.cancel_scope.cancel(reason="seen enough")

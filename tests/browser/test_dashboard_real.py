@@ -10,7 +10,7 @@ from .page import Page
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
-from processes import Stage, echoes, free_port, held_port
+from processes import Stage, echoes, free_port, held_port, proxy_toml
 from services import Services, echo
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -28,7 +28,8 @@ def test_a_port_that_is_free_again_is_taken_at_a_click_and_a_closed_session_come
         target = services.add(echo)
         server = stage.serve()
         with held_port(port):
-            client = stage.connect(server, f"late=127.0.0.1:{port}:{target}", admin=True)
+            never_by_itself = "[proxies.bind_retry]\ninitial_delay = 300\nmax_delay = 300\n"
+            client = stage.connect(server, config=proxy_toml("late", port, target, never_by_itself), admin=True)
             client.wait_status("late", reason="addr_in_use")
             page.visit(f"http://127.0.0.1:{server.admin}/")
             page.wait_row("late", "Unhealthy", "addr_in_use", "retry")
