@@ -2,7 +2,10 @@
 there."""
 
 import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -16,6 +19,7 @@ from tunnel.server.data_channels import MAX_CHANNELS
 from tunnel.server.strangers import REASONS
 
 from .__main__ import DOCS, PAGES
+from .recorder import read_keys
 
 ROOT = DOCS.parent.parent
 EVERY_PAGE = [ROOT / "README.md", *sorted((ROOT / "deploy").rglob("*.md"))]
@@ -58,6 +62,50 @@ def test_every_command_that_is_named_exists(page: Path) -> None:
         group = cli.commands[first]
         if second and isinstance(group, click.Group):
             assert second in group.commands, f"{page.name}: trio-tunnel {first} {second}"
+
+
+def keys_of(table: dict[str, Any], at: str = "") -> Iterator[str]:
+    """``notices[].url`` for what stands in a list of tables."""
+    for key, value in table.items():
+        path = f"{at}.{key}" if at else key
+        if isinstance(value, dict):
+            yield from keys_of(value, path)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for one in value:
+                yield from keys_of(one, f"{path}[]")
+        else:
+            yield path
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "deploy").rglob("*.md")), ids=lambda page: page.name)
+def test_every_key_of_an_example_is_one_of_a_file(page: Path) -> None:
+    known = read_keys("server").keys() | read_keys("client").keys()
+    for text in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL):
+        assert set(keys_of(tomllib.loads(text))) <= known
+
+
+def options_of(words: list[str]) -> set[str]:
+    """Those of the command that these words begin with, and of the group."""
+    command: click.Command = cli
+    while isinstance(command, click.Group) and words and words[0] in command.commands:
+        command = command.commands[words.pop(0)]
+    return {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts} | {
+        "-h",
+        "--help",
+    }
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_option_of_a_command_that_is_shown_exists(page: Path) -> None:
+    text = page.read_text()
+    shown = re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
+    for line in "\n".join(shown).replace("\\\n", " ").splitlines():
+        found = re.search(rf"trio-tunnel ((?:{'|'.join(cli.commands)})\b.*?)(?:$|&&|\||;|#)", line)
+        words = found[1].split() if found is not None else []
+        known = options_of(list(words))
+        for word in words:
+            if re.fullmatch(r"--?[a-z][a-z-]*", word):
+                assert word in known, f"{page.name}: {line.strip()}"
 
 
 def test_operations_has_a_line_for_each_reason_of_a_status_and_of_a_refusal() -> None:
