@@ -5,7 +5,6 @@ import socket
 import ssl
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from attrs import frozen
 
@@ -51,6 +50,8 @@ def retry_after(header: str | None, now: datetime | None = None) -> float:
     """Seconds, of a ``Retry-After`` in either of its forms; 0 where there is none that makes sense."""
     if not header:
         return 0.0
+    from email.utils import parsedate_to_datetime  # takes eight milliseconds, which not every start has to pay
+
     if header.strip().isdecimal() and len(header) <= 12:
         seconds = float(header)
     else:
