@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunnel.addresses import HostPort, PortRange, Target, parse_pin, parse_target
 from tunnel.backoff import LinearPolicy, Policy, RetryBudget, RetryPolicy, exponential, linear
-from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, PoolConfig, ProxyConfig, ServerConfig
+from tunnel.config import ClientConfig, ForwardProxy, Grant, HealthCheck, Limits, PoolConfig, ProxyConfig, ServerConfig
 from tunnel.errors import (
     ConfigError,
     LocalProtocolError,
@@ -42,6 +42,7 @@ __all__ = [
     "ConfigError",
     "ConnectionPool",
     "Fault",
+    "ForwardProxy",
     "Grant",
     "HealthCheck",
     "HostPort",
