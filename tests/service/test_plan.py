@@ -55,12 +55,12 @@ def test_a_token_that_only_root_can_read_is_passed_and_nothing_else(folder: Path
     )
 
 
-def test_a_pair_that_only_root_can_read_is_passed_with_a_word_on_renewals(folder: Path) -> None:
+def test_a_pair_whose_key_only_root_can_read_is_passed_whole_with_a_word_on_renewals(folder: Path) -> None:
     certificate, key = (made.decode() for made in make_self_signed(["localhost"]))
     write(folder / "server.crt", certificate)
     write(folder / "server.key", key, 0o600)
     plan = plan_of(folder, '[tls]\ncert_file = "server.crt"\nkey_file = "server.key"\n')
-    assert plan.service.credentials == (folder / "server.key",)
+    assert plan.service.credentials == (folder / "server.crt", folder / "server.key")
     assert "a renewed certificate therefore counts from the next start on" in plan.notes[1]
 
 

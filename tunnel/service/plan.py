@@ -67,7 +67,10 @@ def make_plan(wish: Wish, program: Program, *, systemd_version: int = 0) -> Plan
         return Plan(service, config.state_dir, tuple(notes))
     eyes = Eyes.of(wish.user, wish.groups)
     program.check(eyes)
-    credentials = tuple(one for one in (path, *named) if is_hidden(one) or not eyes.can_read(one))
+    unseen = {one for one in (path, *named) if is_hidden(one) or not eyes.can_read(one)}
+    if unseen & _pair(config):
+        unseen |= _pair(config)  # a copy of the one with a renewed other would be no pair
+    credentials = tuple(one for one in (path, *named) if one in unseen)
     notes += _words_of(credentials, path, config)
     state_dir = config.state_dir or STATE_HOME / _state_name(wish)
     sockets = _sockets(config, wish)
@@ -114,12 +117,16 @@ def _words_of(credentials: tuple[Path, ...], path: Path, config: ServerConfig | 
     words = [f"the service's user cannot read {shown}: systemd passes it a copy at each start (LoadCredential=)"]
     if path in credentials:
         words.append(f"a change of {path} therefore counts from the next start on, not from a reload")
-    if {config.cert_file, config.key_file} & set(credentials):
+    if _pair(config) & set(credentials):
         words.append(
             "a renewed certificate therefore counts from the next start on; for one without, let a group read the "
             "files, and name it with --group"
         )
     return words
+
+
+def _pair(config: ServerConfig | ClientConfig) -> set[Path]:
+    return {Path(os.path.abspath(one)) for one in (config.cert_file, config.key_file) if one is not None}
 
 
 # State
