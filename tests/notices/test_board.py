@@ -119,6 +119,19 @@ async def test_a_receiver_that_changed_keeps_what_was_told_and_what_waits(autoju
         assert found.stats()["ops"]["retried"] == 1
 
 
+async def test_a_changed_file_that_mends_a_refused_one_is_told_also_to_whom_it_changes(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    side = Side()
+    async with board(side, OPS) as found:
+        side.events.publish("config.refused", mistakes=["no"])
+        await trio.sleep(10)
+        found.apply([config(after=7.0)])
+        side.events.publish("config.reloaded", changes=[])
+        await trio.sleep(10)
+        assert side.got == [(0, "ops", "config_refused", 1), (10, "ops", "recovered", 1)]
+
+
 async def test_the_end_waits_two_seconds_at_most_for_what_is_unsent_and_counts_it(
     autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from notice_rig import AT, Ear, update
+from notice_rig import AT, Ear, config, update
 
 from tunnel.config.receivers import NOTICE_EVENTS
 from tunnel.messages import Reason
@@ -273,6 +273,28 @@ def test_rules_that_come_into_force_later_take_over_what_there_is() -> None:
     ear.until(10).ends().until(HOUR)
     assert ear.told == [(70, "session_lost", 1)]
     assert ear.last.proxies == ("web",)
+
+
+def changed(ear: Ear, **changes: object) -> Ear:
+    """Other rules, of a server with nobody there."""
+    ear.rules.apply(config(**changes), ear.now)
+    ear.rules.seed(Snapshot("server", "", ()), ear.now, at=AT, is_ready=True)
+    return ear
+
+
+def test_rules_that_change_remember_what_was_told_and_go_on_from_there() -> None:
+    ear = changed(Ear().fails().sick("ssh").until(10), after=20.0).until(50).heals().heals("ssh").until(HOUR)
+    assert ear.told == [(0, "bind_failed", 1), (20, "unhealthy", 1), (50, "recovered", 1), (50, "recovered", 1)]
+
+
+def test_rules_that_want_more_tell_what_there_is_and_those_that_want_less_leave_the_rest() -> None:
+    ear = changed(Ear(events=("session_lost",)).sick().until(100), events=("unhealthy", "recovered")).until(HOUR)
+    assert ear.told == [(100, "unhealthy", 1)]
+    ear = changed(Ear().sick().sick("ssh").until(10), proxies=("web",)).until(HOUR)
+    assert ear.told == [(60, "unhealthy", 1)]
+    assert ear.last.proxy == "web"
+    ear = changed(Ear().until(10), expected=("home",)).until(HOUR)
+    assert ear.told == [(70, "session_lost", 1)]
 
 
 def test_what_is_mended_and_told_is_forgotten() -> None:

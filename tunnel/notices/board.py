@@ -63,9 +63,13 @@ class Board:
             self._posts.pop(name).scope.cancel(reason="the notice was taken out of the configuration")
         for name, config in wanted.items():
             if name in self._posts:
-                self._posts[name].apply(config, self._rules, self._deliver)
+                self._posts[name].apply(config, self._seed, self._deliver)
             else:
-                self._posts[name] = Post(self._rules(config), Courier(config, self._deliver(config)), self._process)
+                rules = Rules(config, is_server=self._process.role == "server")
+                self._seed(rules)
+                for event in self._certificate():
+                    rules.hear(event, trio.current_time())
+                self._posts[name] = Post(rules, Courier(config, self._deliver(config)), self._process)
                 self._start(self._posts[name])
 
     async def run(
@@ -84,14 +88,13 @@ class Board:
         """The figures of each, by its name."""
         return {name: {**post.courier.stats(), "ignored": post.rules.ignored} for name, post in self._posts.items()}
 
-    def _rules(self, config: NoticeConfig) -> Rules:
-        rules = Rules(config, is_server=self._process.role == "server")
+    def _seed(self, rules: Rules) -> None:
         now = trio.current_time()
         rules.seed(self._source.snapshot(), now, at=utc_now(), is_ready=self._source.is_ready())
-        told = [event for event in self._source.events.recent if event.kind.startswith("certificate.")]
-        for event in told[-1:]:  # it is told once a day
-            rules.hear(event, now)
-        return rules
+
+    def _certificate(self) -> list[Event]:
+        """The last word of it: it is told once a day, and no state shows it."""
+        return [event for event in self._source.events.recent if event.kind.startswith("certificate.")][-1:]
 
     def _start(self, post: "Post") -> None:
         assert self._running is not None
@@ -132,12 +135,13 @@ class Post:
         self.rules.hear(event, now)
         self._heard.set()
 
-    def apply(self, config: NoticeConfig, make_rules: Callable[[NoticeConfig], Rules], deliver: Deliver) -> None:
+    def apply(self, config: NoticeConfig, seed: Callable[[Rules], None], deliver: Deliver) -> None:
         before = self.courier.config
         if config == before:
             return
         if evolve(config, to=before.to, retry=before.retry) != before:
-            self.rules = make_rules(config)
+            self.rules.apply(config, trio.current_time())
+            seed(self.rules)
         self.courier.config, self.courier.send = config, deliver(config)
         self._heard.set()
 

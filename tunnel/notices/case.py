@@ -67,10 +67,21 @@ class Case:
         if self.kind is None:
             self._began = now
             self.subject = subject
-        if kind != self.kind or again:
-            self._counted = kind not in self.policy.events or _RANK[kind] < _RANK[self._told]
+        is_news = kind != self.kind or again
         self.kind = self._last = kind
+        if is_news:
+            self._counted = self._is_no_matter
         self.subject = evolve(subject, since=self.subject.since)
+
+    @property
+    def _is_no_matter(self) -> bool:
+        return self.kind not in self.policy.events or _RANK[self.kind] < _RANK[self._told]
+
+    def apply(self, policy: Policy) -> None:
+        """By another policy from now on; what was told, or waits to be, stays so."""
+        self.policy = policy
+        if self.kind is not None and self.kind != self._told and not self._times:
+            self._counted = self._is_no_matter
 
     def mend(self, now: float, *, status: str = "healthy", grace: float = 0.0) -> None:
         """It is fine, or nobody's any more. Who was told of trouble learns it after `grace` seconds."""

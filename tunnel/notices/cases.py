@@ -1,7 +1,7 @@
 """All cases of one notice, and when each has to be looked at again. Pure."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from math import inf
 
@@ -25,6 +25,16 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self._cases)
+
+    def apply(self, policy: Policy, *, gather: float, wants: Callable[[Key], bool], now: float) -> None:
+        """By other rules from now on; what nobody wants to hear of any more is forgotten."""
+        self._policy, self._gathering.seconds = policy, gather
+        for key, case in list(self._cases.items()):
+            if not wants(key):
+                del self._cases[key]
+                continue
+            case.apply(policy)
+            self._look(key, case, now)
 
     def of(self, what: str, client: str) -> list[Key]:
         return [key for key in self._cases if key[0] == what and key[1] == client]

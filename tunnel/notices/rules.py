@@ -40,11 +40,9 @@ CERTIFICATE, CONFIG = ("certificate", "", ""), ("config", "", "")
 
 class Rules:
     def __init__(self, config: NoticeConfig, *, is_server: bool) -> None:
-        policy = Policy(frozenset(config.events), config.after, config.interval)
         self._config = config
         self._is_server = is_server
-        self._events = policy.events
-        self._cases = Cases(policy, Gathering(config.gather))
+        self._cases = Cases(_policy(config), Gathering(config.gather))
         self._publishers = Publishers()
         self._not_after = ""  # of the certificate that was told to be expiring
         self._listeners: dict[str, Callable[[Event, float], None]] = {
@@ -78,6 +76,12 @@ class Rules:
             if self._is_server and not self._publishers.has(client):
                 self._session_lost(client, "absent", "it has not connected since the server started", at, now)
 
+    def apply(self, config: NoticeConfig, now: float) -> None:
+        """Go by this from now on, and remember what was told. To be followed by `seed`: more may be wanted now."""
+        self._config = config
+        self._publishers = Publishers()
+        self._cases.apply(_policy(config), gather=config.gather, wants=self._wants_key, now=now)
+
     @property
     def ignored(self) -> int:
         """Troubles that could not be remembered, for there were too many others."""
@@ -98,6 +102,9 @@ class Rules:
         """A client learns its own name late, and has no other client to tell apart."""
         return what, client if self._is_server else "", proxy
 
+    def _wants_key(self, key: Key) -> bool:
+        return key in (CERTIFICATE, CONFIG) or self._wants(key[1], key[2] or None)
+
     def _wants(self, client: str, proxy: str | None = None) -> bool:
         if self._is_server and not _any_match(client, self._config.clients):
             return False
@@ -115,10 +122,10 @@ class Rules:
             return
         if state.status == Status.HEALTHY:
             self._cases.mend([key], now)
-        elif state.reason == Reason.DRAINING or (state.reason in _AWAY and SESSION_LOST in self._events):
+        elif state.reason == Reason.DRAINING or (state.reason in _AWAY and SESSION_LOST in self._config.events):
             self._cases.suspend([key])
         else:
-            is_given_up = state.status == Status.BIND_FAILED and BIND_FAILED in self._events
+            is_given_up = state.status == Status.BIND_FAILED and BIND_FAILED in self._config.events
             self._cases.trouble(key, BIND_FAILED if is_given_up else UNHEALTHY, _of_proxy(client, name, state), now)
 
     def _hear_removed(self, event: Event, now: float) -> None:
@@ -188,6 +195,10 @@ class Rules:
 
     def _hear_reloaded(self, event: Event, now: float) -> None:
         self._cases.mend([CONFIG], now, status="in force")
+
+
+def _policy(config: NoticeConfig) -> Policy:
+    return Policy(frozenset(config.events), config.after, config.interval)
 
 
 def _of_proxy(client: str, name: str, state: ProxyStatusUpdate | ProxyView) -> Subject:
