@@ -59,7 +59,7 @@ def test_state_is_for_its_owner_only_and_holds_the_token_as_sha256(stage: Stage)
     assert json.loads(files["tokens.json"].read_text())["default"]["sha256"] == (
         hashlib.sha256(server.token.encode()).hexdigest()
     )
-    assert not [name for name, path in files.items() if server.token in path.read_text()]
+    assert not [name for name, path in files.items() if server.token.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow
