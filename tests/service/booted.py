@@ -176,6 +176,12 @@ while time.time() < end:
     time.sleep(0.01)
 print(count, refused)
 """
+PAIR = """
+from pathlib import Path
+from tunnel.certificates import make_self_signed
+for name, content in zip("ck", make_self_signed(["localhost"])):
+    Path(f"/etc/tls/{name}.pem").write_bytes(content)
+"""
 
 
 def use(machine: Machine) -> None:
@@ -256,8 +262,21 @@ def use(machine: Machine) -> None:
         machine.tunnel("service", "install", "server", "--name", "lab", code=1)  # nobody's home is a made-up user's
         machine.tunnel("service", "install", "server", "--name", "lab", "--user", "tt")
         assert machine.show("trio-tunnel-server-lab", "StatusText").endswith("listening on 127.0.0.1:443")
+    with step("a renewed certificate that a group can read counts without a restart"):
+        machine.shell("groupadd tls; install -d -g tls -m 750 /etc/tls")
+        renew = f"{sys.executable} -c '{PAIR}' && chgrp tls /etc/tls/* && chmod 640 /etc/tls/*"
+        machine.shell(renew)
+        text = 'bind_addr = "127.0.0.1"\nbind_port = 8444\n[admin]\nlisten = "127.0.0.1:0"\n'
+        text += '[tls]\ncert_file = "/etc/tls/c.pem"\nkey_file = "/etc/tls/k.pem"\n'
+        machine.shell(write.format("server-tls.toml", text))
+        said = machine.tunnel("service", "install", "server", "--name", "tls", "--group", "tls")
+        assert "cannot read" not in said
+        machine.shell(renew)
+        log = ["journalctl", "-o", "cat", "-n", 20, "-u", "trio-tunnel-server-tls"]
+        machine.until(lambda: "new connections get the certificate" in machine.run(*log), "it is taken over")
     with step("taken away, nothing runs and no unit is left"):
         machine.tunnel("service", "uninstall", "server", "--name", "lab")
+        machine.tunnel("service", "uninstall", "server", "--name", "tls")
         machine.tunnel("service", "uninstall", "client")
         assert "kept: keys, tokens" in machine.tunnel("service", "uninstall", "server")
         assert "trio-tunnel" not in machine.run("systemctl", "list-units", "--all", "--no-pager", "--plain")
