@@ -83,8 +83,13 @@ async def test_a_name_that_is_not_ascii_is_asked_for_as_dns_knows_it(nursery: tr
         with pytest.raises(PeerLost):
             await dial_through(proxy.value(), HostPort("bücher.invalid", 1))
         assert proxy.asked == ["xn--bcher-kva.invalid:1"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["bü..cher", "a..b", "x" * 64, "abc." * 64 + "de"])
+async def test_a_name_that_no_dns_has_is_not_asked_for(scheme: str, name: str) -> None:
     with pytest.raises(PeerLost, match="spelled"):
-        await dial_through(proxy.value(), HostPort("bü..cher", 1))
+        await dial_through(ForwardProxy(scheme, HostPort("127.0.0.1", 1)), HostPort(name, 1))
 
 
 BAD = "HTTP/1.1 {} Said\r\nContent-Length: 0\r\n{}\r\n"
@@ -207,6 +212,7 @@ async def test_a_proxys_refusal_ends_a_dial_and_counts_against_no_address(nurser
     assert turns.has_another
 
 
+@pytest.mark.slow
 async def test_a_proxy_that_comes_by_a_reload_looks_names_up_from_then_on(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
@@ -231,6 +237,7 @@ async def test_what_a_name_stands_for_is_asked_at_the_proxy_only() -> None:
     assert [str(address) for address in await resolver.find()] == ["a.invalid:1", "10.0.0.1:2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])
 async def test_a_whole_tunnel_goes_through_a_proxy_that_alone_knows_the_servers_name(
     nursery: trio.Nursery, scheme: str, tmp_path: Path

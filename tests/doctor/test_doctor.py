@@ -165,6 +165,17 @@ async def test_a_wrong_token_is_refused_trust(tmp_path: Path) -> None:
         assert_skipped_from(report, "latency")
 
 
+async def test_a_penalty_for_guesses_from_here_is_named_as_what_it_may_be(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        for _ in range(3):
+            wrong = await look(evolve(house.config, token="wrong-" + TOKEN))
+        assert (of(wrong, "token").verdict, wrong.exit_code) == (FAIL, 3)
+        report = await look(house.config)
+        assert of(report, "tls").verdict is FAIL
+        assert "too many wrong tokens" in of(report, "tls").remedy
+        assert_skipped_from(report, "certificate")
+
+
 async def test_without_a_token_all_else_is_looked_at(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         report = await look(evolve(house.publishing(), token=""))

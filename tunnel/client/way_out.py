@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import h11
 import trio
 
-from tunnel.addresses import HostPort
+from tunnel.addresses import HostPort, is_ip
 from tunnel.config import ForwardProxy
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.sockets import UNSPELLABLE, dial_tcp
@@ -21,6 +21,7 @@ from tunnel.version import __version__
 
 ANSWER_SECONDS = 8.0  # for proxy and server together: less than a dial's 10 s, so that what is told names the proxy
 MAX_HEAD_BYTES = 16 * 1024
+MAX_NAME = 253  # characters of a name in DNS
 MAX_SHOWN = 100  # characters of what a proxy said
 AUTH_REMEDY = "put user:password in a file and name it in proxy_auth_file, or in TRIO_TUNNEL_PROXY_AUTH"
 _PROXY_AUTH, _NO_CONNECT, _NOT_LET_THROUGH = 407, (405, 501), range(400, 500)
@@ -35,11 +36,7 @@ async def dial_through(proxy: ForwardProxy, to: HostPort) -> socket.socket:
     Raises `PeerLost` where the proxy or what is behind it cannot be reached, `Refused` for what a person has to mend
     (`proxy_auth`, `proxy_refused`); both name the proxy. If cancelled, nothing is left open.
     """
-    try:
-        name = to.host if to.host.isascii() else to.host.encode("idna").decode("ascii")
-    except UnicodeError as exc:
-        raise PeerLost(f"cannot reach {to}: {UNSPELLABLE}") from exc
-    to = HostPort(name, to.port)
+    to = HostPort(to.host if is_ip(to.host) else _spelled(to), to.port)
     if proxy.scheme == "http":
         sock = await _in_time(proxy, to, dial_tcp(proxy.where, name=f"the proxy {proxy}"))
         try:
@@ -50,6 +47,17 @@ async def dial_through(proxy: ForwardProxy, to: HostPort) -> socket.socket:
             raise
         return sock
     return await _in_time(proxy, to, _dial_socks(proxy, to))
+
+
+def _spelled(to: HostPort) -> str:
+    """The name as DNS knows it, and as SOCKS has room for."""
+    try:
+        name = to.host.encode("idna").decode("ascii")
+    except UnicodeError as exc:  # an empty or an endless label
+        raise PeerLost(f"cannot reach {to}: {UNSPELLABLE}") from exc
+    if len(name) > MAX_NAME:
+        raise PeerLost(f"cannot reach {to.host[:MAX_SHOWN]}…: {UNSPELLABLE}")
+    return name
 
 
 async def _in_time(proxy: ForwardProxy, to: HostPort, act: Awaitable[T]) -> T:
