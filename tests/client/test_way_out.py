@@ -92,6 +92,14 @@ async def test_a_name_that_no_dns_has_is_not_asked_for(scheme: str, name: str) -
         await dial_through(ForwardProxy(scheme, HostPort("127.0.0.1", 1)), HostPort(name, 1))
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_a_password_that_cannot_be_sent_is_refused_and_not_shown(scheme: str) -> None:
+    for secret in ("pässword", "x" * 256):
+        with pytest.raises(Refused, match="cannot be sent") as caught:
+            await dial_through(ForwardProxy(scheme, HostPort("127.0.0.1", 1), "me", secret), TO)
+        assert secret not in str(caught.value)
+
+
 BAD = "HTTP/1.1 {} Said\r\nContent-Length: 0\r\n{}\r\n"
 HTTP_ANSWERS = {
     "nobody behind it": (BAD.format(502, ""), PeerLost, "cannot reach server.invalid:8443: it answered 502 Said"),

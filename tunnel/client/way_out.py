@@ -21,6 +21,7 @@ from tunnel.version import __version__
 
 ANSWER_SECONDS = 8.0  # for proxy and server together: less than a dial's 10 s, so that what is told names the proxy
 MAX_HEAD_BYTES = 16 * 1024
+MAX_CREDENTIAL = 255  # bytes, by RFC 1929
 MAX_NAME = 253  # characters of a name in DNS
 MAX_SHOWN = 100  # characters of what a proxy said
 AUTH_REMEDY = "put user:password in a file and name it in proxy_auth_file, or in TRIO_TUNNEL_PROXY_AUTH"
@@ -36,6 +37,10 @@ async def dial_through(proxy: ForwardProxy, to: HostPort) -> socket.socket:
     Raises `PeerLost` where the proxy or what is behind it cannot be reached, `Refused` for what a person has to mend
     (`proxy_auth`, `proxy_refused`); both name the proxy. If cancelled, nothing is left open.
     """
+    if any(not word.isascii() or len(word) > MAX_CREDENTIAL for word in (proxy.username, proxy.password)):
+        raise Refused(
+            "proxy_auth", f"the proxy {proxy} cannot be sent this user or password; {AUTH_REMEDY}", trust=True
+        )
     to = HostPort(to.host if is_ip(to.host) else _spelled(to), to.port)
     if proxy.scheme == "http":
         sock = await _in_time(proxy, to, dial_tcp(proxy.where, name=f"the proxy {proxy}"))
