@@ -68,7 +68,10 @@ def test_a_configuration_that_only_root_can_read_is_passed_with_a_word_on_reload
     path = write(folder / "server.toml", "", 0o600)
     plan = make_plan(Wish("server", path), PROGRAM)
     assert plan.service.credentials == (path,)
-    assert plan.notes[1] == f"a change of {path} therefore counts from the next start on, not from a reload"
+    assert plan.notes[1:] == (
+        f"a change of {path} therefore counts from the next start on, not from a reload",
+        f"if nothing in it is secret: chmod 644 {path}, and install it again",
+    )
 
 
 def test_what_a_home_holds_is_passed_whoever_may_read_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

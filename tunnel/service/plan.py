@@ -117,6 +117,8 @@ def _words_of(credentials: tuple[Path, ...], path: Path, config: ServerConfig | 
     words = [f"the service's user cannot read {shown}: systemd passes it a copy at each start (LoadCredential=)"]
     if path in credentials:
         words.append(f"a change of {path} therefore counts from the next start on, not from a reload")
+        if not is_hidden(path):
+            words.append(f"if nothing in it is secret: chmod 644 {shlex.quote(str(path))}, and install it again")
     if _pair(config) & set(credentials):
         words.append(
             "a renewed certificate therefore counts from the next start on; for one without, let a group read the "
