@@ -153,6 +153,8 @@ BOTH = {"sessions": [session("home", "web", "ssh"), session("lab", "web", "wiki"
         ("retry", "w", ["wiki"]),
         ("retry", "lab/", ["lab/web", "lab/wiki"]),
         ("retry", "x", []),
+        ("status", "s", ["ssh"]),
+        ("top", "lab/wi", ["lab/wiki"]),
         ("close", "", ["home", "lab"]),
         ("close", "h", ["home"]),
     ],

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from tunnel.cli.names import offer_proxies
 from tunnel.cli.options import SETTINGS, admin_option, json_option
 from tunnel.snapshot import KINDS
 
@@ -12,7 +13,7 @@ GROUPS = tuple(dict.fromkeys(kind.partition(".")[0] for kind in KINDS))
 
 
 @click.command(context_settings=SETTINGS, short_help="What happened lately, and what happens now.")
-@click.argument("name", required=False, default="")
+@click.argument("name", required=False, default="", shell_complete=offer_proxies)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what happens now, until Ctrl-C.")
 @click.option("-n", "--last", type=click.IntRange(0), metavar="N", default=20, show_default=True, help="Of those kept.")
 @click.option(

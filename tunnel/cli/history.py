@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunnel.cli.names import offer_proxies
 from tunnel.cli.options import FILE, SETTINGS, json_option, state_option
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ KEPT = 10  # failures of each proxy in the JSON
 
 
 @click.command(context_settings=SETTINGS, short_help="Uptime, outages and retries of the past.")
-@click.argument("name", required=False, default="")
+@click.argument("name", required=False, default="", shell_complete=offer_proxies)
 @click.option("--client", default="", metavar="NAME", help="Only this client's proxies and sessions.")
 @click.option(
     "--since", default="7d", show_default=True, metavar="WHEN", help="90s, 30m, 12h, 7d, 4w ago, or a UTC date or time."

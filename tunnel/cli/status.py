@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
+from tunnel.cli.names import offer_proxies
 from tunnel.cli.options import SETTINGS, admin_option, json_option
 from tunnel.errors import TunnelError
 
 
 @click.command(context_settings=SETTINGS, short_help="Sessions, proxies and their states.")
-@click.argument("name", required=False, default="")
+@click.argument("name", required=False, default="", shell_complete=offer_proxies)
 @json_option
 @click.option("--watch", "watching", is_flag=True, help="Keep showing it, until Ctrl-C.")
 @admin_option

@@ -5,13 +5,14 @@ from typing import Any
 
 import click
 
+from tunnel.cli.names import offer_proxies
 from tunnel.cli.options import SETTINGS, admin_option, json_option
 
 SORTS = ("rate", "visitors", "new", "total", "state", "name")
 
 
 @click.command(context_settings=SETTINGS, short_help="Rates and visitors of all proxies, live.")
-@click.argument("name", required=False, default="")
+@click.argument("name", required=False, default="", shell_complete=offer_proxies)
 @click.option("--sort", type=click.Choice(SORTS), default="rate", show_default=True)
 @click.option("--reverse", is_flag=True, help="The other way round.")
 @click.option(
