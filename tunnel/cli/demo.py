@@ -34,13 +34,24 @@ log = logging.getLogger(__name__)
 
 def run_demo(*, check: bool, verbose: int) -> int:
     """Run it; returns the exit code."""
-    with tempfile.TemporaryDirectory(prefix="trio-tunnel-demo-") as folder, socket.socket() as busy:
+    with _folder() as folder, socket.socket() as busy:
         busy.bind((LOOPBACK, 0))
         busy.listen()
         if check:
             with logs.configure(verbose) if verbose else logs.configure(0, descriptor=_nowhere()):
                 return trio.run(_check, Path(folder), busy)
         return _show_demo(Path(folder), busy, verbose)
+
+
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    """For the demo's state, and gone with it."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="trio-tunnel-demo-")
+    except OSError as exc:  # a container whose file system is read-only
+        raise TunnelError(
+            f"no directory for temporary files can be used ({exc.strerror}); name one in TMPDIR, or give /tmp to it: "
+            f"docker run --tmpfs /tmp"
+        ) from exc
 
 
 def _nowhere() -> int:
