@@ -114,6 +114,18 @@ async def test_it_leaves_at_once_and_leaves_nothing(tmp_path: Path) -> None:
                 assert client.statuses["web"].publish_port != port
 
 
+async def test_it_is_not_taken_for_the_return_of_a_client_that_is_away(tmp_path: Path) -> None:
+    """By who watches: neither history nor notices hear of it."""
+    async with open_house(tmp_path) as house:
+        async with tunnel.connect(house.publishing()) as client:
+            await client.wait_healthy()
+        await until(lambda: house.server.events.recent[-1].kind == "session.ended")
+        before = [event.id for event in house.server.events.recent]
+        assert (await look(house.publishing())).exit_code == 0
+        await until(lambda: not house.server.snapshot().sessions)
+        assert [event.id for event in house.server.events.recent] == before
+
+
 async def test_a_living_session_is_told_of_and_not_disturbed(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         async with tunnel.connect(house.publishing()) as client:

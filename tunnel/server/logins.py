@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 # licence to keep the server at greetings and farewells.
 LOGINS, LOGINS_PER_SECOND = 256, 2.0
 MAX_WAITING = 16  # logins of one client that wait for its holder's word or end; a good token is no licence to pile up
+_LOOKS = "looks whether it could connect"  # `trio-tunnel doctor`
 _OF_BEFORE = ": its session of before, in whose place is another"
 _ONE_TOO_MANY = "where two processes have its token, stop one, or give each a token of its own"
 
@@ -132,28 +133,28 @@ class Logins:
 
     async def _host(self, stream: TlsStream, newcomer: "_Newcomer") -> None:
         grant = newcomer.grant
+        # Who only looks while a client is away must not be told of as its return, nor its leaving as meant.
+        events = EventStream() if newcomer.yields else self._events
         with self._engine.attach(max_streams=grant.max_visitors) as relay:
             session = Session(
                 grant=grant, config=self._config, registry=self._registry, relay=relay,
-                events=self._events, remember_port=None if newcomer.yields else self._remember_port,
+                events=events, remember_port=None if newcomer.yields else self._remember_port,
             )  # fmt: skip
             self._registry.enter(
                 grant.name, session, instance=newcomer.instance, epoch=newcomer.epoch, since=session.since,
                 yields=newcomer.yields,
             )  # fmt: skip
             self._sessions[session] = None
-            self._events.publish("session.started", client=grant.name, peer=newcomer.peer)
+            events.publish("session.started", client=grant.name, peer=newcomer.peer)
             began = trio.current_time()
-            log.info("client '%s' connected", grant.name)
+            log.info("client '%s' %s", grant.name, _LOOKS if newcomer.yields else "connected")
             try:
                 await session.run(stream)
             finally:
                 del self._sessions[session]
                 reason, message = session.ended_by
                 seconds = round(trio.current_time() - began, 3)
-                self._events.publish(
-                    "session.ended", client=grant.name, reason=reason, message=message, seconds=seconds
-                )
+                events.publish("session.ended", client=grant.name, reason=reason, message=message, seconds=seconds)
                 is_replaced = self._registry.holder(grant.name) is not None  # it has left itself
                 log.info("client '%s' disconnected%s", grant.name, _OF_BEFORE if is_replaced else "")
 
