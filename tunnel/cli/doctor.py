@@ -33,6 +33,9 @@ def doctor(
     is had for a moment, in which the ports are published without serving anybody; a client that connects meanwhile
     gets its place at once. Without a token all that needs none is looked at.
 
+    With --json the answer is {"servers", "exit_code", "summary", "checks": [{"check", "verdict": ok, warn, fail or
+    skip, "message", "remedy", "milliseconds"}]}.
+
     Exit codes: 0 all is well, 1 something failed, 2 usage or configuration, 3 somebody does not trust somebody (pin,
     certificate, token, the proxy's password).
 

@@ -74,6 +74,8 @@ async def _report_untrusted(
             ends, pin = shown
             message += f" (it ends {ends:%Y-%m-%d}; this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC)"
             remedy = f"if `trio-tunnel serve` prints {pin} there, give that as pin; else give its CA as ca_file"
+    if config.via is not None and isinstance(problem, Refused):
+        remedy += f". Or {config.via} opens TLS: have it leave this server alone"
     report.fail("tls", message, remedy, is_trust=isinstance(problem, Refused) and problem.trust)
 
 
