@@ -5,10 +5,14 @@ import re
 from itertools import product
 
 import pytest
+import trio
+from trio.testing import memory_stream_pair
 
 from tunnel.admin.dashboard import POLICY, STATIC, dashboard_routes
-from tunnel.admin.http import Request
+from tunnel.admin.http import Request, serve_connection
+from tunnel.admin.site import AdminSource, Site
 
+SOURCE = AdminSource("server", lambda: iter(()), lambda: True, lambda name: [], "")
 ROUTES = {route.path: route for route in dashboard_routes()}
 
 
@@ -54,6 +58,26 @@ async def test_a_file_that_is_known_is_not_sent_again() -> None:
 )
 async def test_a_file_says_what_it_is(path: str, kind: str) -> None:
     assert (await get(path))[2]["content-type"] == kind
+
+
+async def test_head_and_a_file_that_is_known_come_without_a_body_over_one_connection() -> None:
+    ours, theirs = memory_stream_pair()
+    tag = (await get("/static/icon.svg"))[2]["etag"]
+    head = "Host: localhost\r\n"
+    async with trio.open_nursery() as connections:
+        connections.start_soon(serve_connection, theirs, Site(SOURCE, dashboard_routes()).answer)
+        asked = (f"HEAD / HTTP/1.1\r\n{head}", f"GET /static/icon.svg HTTP/1.1\r\n{head}If-None-Match: {tag}\r\n",
+                 f"HEAD /static/app.js HTTP/1.1\r\n{head}Connection: close\r\n")  # fmt: skip
+        await ours.send_all("".join(f"{each}\r\n" for each in asked).encode())
+        answers = b"".join([bytes(chunk) async for chunk in ours]).split(b"\r\n\r\n")
+    assert [answer[:13] for answer in answers] == [b"HTTP/1.1 200 ", b"HTTP/1.1 304 ", b"HTTP/1.1 200 ", b""]
+
+
+async def test_a_wrong_path_is_told_which_there_are_but_not_each_file() -> None:
+    answer = await Site(SOURCE, dashboard_routes()).answer(Request("GET", "/nope", "", {}, b""))
+    assert answer.status == 404
+    assert b" /," in answer.body
+    assert b"/static/" not in answer.body
 
 
 def test_nothing_but_the_static_folder_is_served() -> None:

@@ -15,7 +15,7 @@ export function makeRow(row, { onRetry, onDetails }) {
     target: h("span", { class: "second mono muted" }),
     visitors: h("span", { class: "count" }),
     visitorsTotal: h("span", { class: "second muted" }),
-    rates: h("span", { class: "rates" }, h("span"), h("span")),
+    rates: h("span", { class: "rates" }, h("span", { title: "From visitors" }), h("span", { title: "To visitors" })),
     spark: h("canvas", { class: "spark", "aria-hidden": "true" }),
     retry: h("button", { type: "button", class: "retry", "aria-label": `Retry ${clean(row.name)}`, onclick: () => onRetry(row.key) }, "Retry"),
   };

@@ -117,7 +117,7 @@ export class Store {
     for (const row of this._moving) this._graphed.add(row);
     for (const row of this._graphed) this._remember(row);
     this._sum();
-    this._extend();
+    if (seconds > 0) this._extend(); // a rate is known from the second word on
   }
 
   _removeSession(client) {
@@ -190,7 +190,7 @@ export class Store {
     const { graph, totals } = this;
     const at = Date.parse(this.head.at) / 1000;
     if (graph.at.length && at <= graph.at.at(-1)) {
-      if (graph.at.at(-1) - at < 5) return; // the state, then its first change, or a clock that was set a little
+      if (graph.at.at(-1) - at < 5) return; // a clock that was set a little
       for (const values of Object.values(graph)) values.length = 0;
     }
     graph.at.push(at);
