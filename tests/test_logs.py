@@ -123,6 +123,20 @@ def test_verbosity_opens_our_records_first_and_then_all(verbosity, shown):
     assert [line.split(" ", 2)[2] for line in lines_of(act, verbosity)] == (shown or everything)
 
 
+@pytest.mark.parametrize(
+    ("level", "verbosity", "wanted"),
+    [
+        ("debug", 0, (logging.DEBUG, logging.WARNING)), (None, 0, (logging.INFO, logging.WARNING)),
+        ("warning", 0, (logging.WARNING, logging.WARNING)), ("error", 0, (logging.ERROR, logging.ERROR)),
+        ("error", 1, (logging.DEBUG, logging.WARNING)), ("error", 2, (logging.DEBUG, logging.DEBUG)),
+    ],
+)  # fmt: skip
+def test_a_level_counts_from_now_on_and_v_goes_over_it(level, verbosity, wanted):
+    with logs.configure(verbosity):
+        logs.set_level(level, verbosity)
+        assert (logging.getLogger("tunnel").level, logging.getLogger().level) == wanted
+
+
 def test_afterwards_logging_is_as_it_was():
     root, ours = logging.getLogger(), logging.getLogger("tunnel")
     before = root.level, ours.level, list(root.handlers)

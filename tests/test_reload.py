@@ -23,6 +23,7 @@ from tunnel.config.file import ClientOptions, load_client
 from tunnel.errors import ConfigError, Mistake, TunnelError
 from tunnel.messages import ProxyStatusUpdate, Status
 from tunnel.reload import Reloader
+from tunnel.snapshot import EventStream
 
 TOKEN = "s3cret-Token"
 WEB = ProxyConfig("web", HostPort("0.0.0.0", 8001), (Target("tcp", "127.0.0.1", 80),))
@@ -322,3 +323,27 @@ async def test_a_client_publishes_what_is_new_and_forgets_what_is_gone(client: C
     client.apply([DropProxy("ssh"), NeedsRestart("token", "", ""), SetProxy(new)])
     assert client.config.proxies == (WEB, new)
     assert set(client.statuses) == {"web", "new"}
+
+
+async def test_what_was_read_and_what_was_refused_are_events(
+    process: Process, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    events = EventStream()
+    path = tmp_path / "client.toml"
+    path.write_text('server = "a"\nresolve_seconds = 0\n')
+    reloader = Reloader(partial(load_client, path, ClientOptions(token=TOKEN)), drain=process.drain)
+    running = evolve(CLIENT, proxies=(), limits=Limits())
+    nursery.start_soon(partial(reloader.run, running, process.apply, tell=events.publish))
+    reloader.request()
+    await until_said(process, 2)
+    path.write_text('server = "a"\nresolve_seconds = 5\n')
+    reloader.request()
+    await until_said(process, 4)
+    reloader.request()
+    await until_said(process, 5)
+    refused, changed, same = [(event.kind, event.fields) for event in events.recent]
+    assert refused[0] == "config.refused"
+    assert refused[1]["mistakes"] == [f"{path}:2: resolve_seconds: 0: is out of range; write a number from 1 to 86400"]
+    assert changed == ("config.reloaded", {"changes": ["names are looked up every 5 s"]})
+    assert same == ("config.reloaded", {"changes": []})
+    nursery.cancel_scope.cancel()

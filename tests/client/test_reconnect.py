@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import accumulate, chain, cycle, islice, repeat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tunnel.client import board as board_module
 from tunnel.client.app import Client
 from tunnel.client.resolver import ServerAddress
 from tunnel.config import ClientConfig, Limits, ProxyConfig
-from tunnel.config.diff import SetServers
+from tunnel.config.diff import SetServers, diff
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Status, Welcome
 
@@ -165,6 +166,31 @@ async def test_a_wait_is_cut_short_on_request_and_the_next_one_is_as_long_as_eve
     await trio.sleep(200)
     nursery.cancel_scope.cancel()
     assert world.tries == [0, 12, 72, 192]
+
+
+async def test_another_token_or_another_trust_is_tried_at_once_whatever_the_wait(
+    client: Client, play: Callable[..., World], autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """B35: who mended the file need not wait for what was wrong before."""
+    world = play((0, 0, NO_TRUST))
+    nursery.start_soon(client.run)
+    await trio.sleep(12)
+    client.apply(diff(CONFIG, evolve(CONFIG, token="another")))
+    await trio.sleep(8)
+    client.apply(diff(CONFIG, evolve(CONFIG, pin=b"\1" * 32)))
+    await trio.sleep(8)
+    client.apply(diff(CONFIG, evolve(CONFIG, resolve_seconds=5.0)))  # no reason to
+    await trio.sleep(50)
+    nursery.cancel_scope.cancel()
+    assert world.tries == [0, 12, 20]
+    assert (client.config.token, client.config.pin) == ("another", b"\1" * 32)
+    assert client._dialer.pin == b"\1" * 32
+
+
+async def test_a_ca_file_that_cannot_be_used_changes_nothing(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(TunnelError, match="cannot use the CA file"):
+        client.apply(diff(CONFIG, evolve(CONFIG, ca_file=tmp_path / "none", token="another")))
+    assert client.config == CONFIG
 
 
 @pytest.mark.parametrize("farewell", [Farewell.REVOKED, Farewell.VERSION_UNSUPPORTED])

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+import trustme
 from attrs import evolve
 
 from tunnel.addresses import HostPort
 from tunnel.config import ClientConfig, HistoryConfig, ServerConfig
 from tunnel.config.diff import NeedsRestart, diff
-from tunnel.config.file import check_file, load_server
+from tunnel.config.file import ClientOptions, check_file, load_client, load_server
 from tunnel.errors import ConfigError
 from tunnel.history.place import history_file
 
@@ -64,3 +65,26 @@ def test_a_change_of_it_waits_for_a_restart_and_says_so_in_words() -> None:
     (action,) = diff(SERVER, evolve(SERVER, history=HistoryConfig(enabled=False)))
     assert action == NeedsRestart("history", "", "")
     assert diff(CLIENT, evolve(CLIENT, history=HistoryConfig(max_rows=5000))) == (action,)
+
+
+def test_what_concerns_the_process_is_read_in_both_files(tmp_path: Path) -> None:
+    path = write(tmp_path, 'watch = false\nlog_level = "debug"\n')
+    assert (load_server(path).watch, load_server(path).log_level) == (False, "debug")
+    path.write_text('server = "a"\nlog_level = "loud"\n')
+    (mistake,) = check_file(path).mistakes
+    assert str(mistake) == (f'{path}:2: log_level: "loud": is no log level; write one of debug, info, warning, error')
+
+
+def test_a_client_s_stamp_changes_with_what_its_certificates_hold(tmp_path: Path) -> None:
+    path, ca = tmp_path / "client.toml", tmp_path / "ca.pem"
+    stamps = []
+    path.write_text('server = "a"\nca_file = "ca.pem"\n')
+    for _ in range(2):
+        trustme.CA().cert_pem.write_to_path(ca)
+        config = load_client(path, ClientOptions(token="home-token"))
+        stamps.append(config.tls_stamp)
+    assert len(set(stamps)) == 2
+    (action,) = diff(evolve(config, tls_stamp=stamps[0]), config)
+    assert str(action) == (
+        "connections to the server from now on go by another content of ca_file, cert_file or key_file"
+    )

@@ -257,3 +257,21 @@ async def test_another_token_for_the_same_client_ends_the_session_of_the_old_one
         await session.ended.wait()
         async with House(lab.server, files, None).login(token="new-token") as (_, welcome):
             assert welcome.client == "lab"
+
+
+async def test_limits_that_change_hold_for_living_sessions_save_the_heartbeat_that_was_agreed_upon(files: Path) -> None:
+    port, later = free_ports(2)
+    async with open_lab(files) as lab:
+        await lab.control.send(ProxySet(1, specs(port)))
+        await lab.until_seen(p0="healthy")
+        wanted = evolve(QUICK, max_visitors_per_proxy=1, max_visitors=7, ticket_seconds=3.0, heartbeat_seconds=99.0)
+        done = lab.server.apply(evolve(lab.config, limits=wanted))
+        assert done == ["limits: for all that begins from now on; nobody inside is sent away"]
+        await lab.control.send(ProxySet(2, specs(port, later)))
+        await lab.until_seen(p0="healthy", p1="healthy")
+        published = lab.session._published
+        assert [listener.max_visitors for listener in published._listeners] == [1, 1]
+        assert lab.server.engine.max_streams == 7
+        limits = lab.session._config.limits
+        assert (limits.ticket_seconds, limits.heartbeat_seconds) == (3.0, QUICK.heartbeat_seconds)
+        assert lab.server.config.limits == wanted
