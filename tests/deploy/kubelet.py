@@ -55,7 +55,7 @@ class Pod:
         grace = self.spec["terminationGracePeriodSeconds"]
         self.engine.run("docker", "stop", "-t", str(grace), self.name, seconds=grace + 30)
         code = int(self.engine.run("docker", "inspect", "--format", "{{.State.ExitCode}}", self.name))
-        self.engine.run("docker", "rm", self.name)
+        self.engine.run("docker", "rm", "-v", self.name)
         return code
 
     def exec(self, *words: str) -> str:

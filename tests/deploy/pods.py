@@ -112,7 +112,7 @@ def _client_toml(server: str, pin: str) -> str:
 
 def _sweep(project: str, engine: Engine) -> None:
     for name in ("server", "client", "web"):
-        engine.run("sh", "-c", f"docker rm -f {project}-{name} 2>&1 || true", seconds=60)
+        engine.run("sh", "-c", f"docker rm -fv {project}-{name} 2>&1 || true", seconds=60)
     engine.run("sh", "-c", f"docker network rm {project} 2>&1; docker rmi -f {project} {project}-demo 2>&1 || true")
 
 
