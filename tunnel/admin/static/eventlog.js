@@ -9,13 +9,15 @@ export class EventLog {
   constructor() {
     this._list = $("events");
     this._missed = 0;
-    this._waiting = [];
+    this._waiting = []; // not drawn yet
+    this._isAwaited = false;
     this.events = []; // newest last
     this.clear();
   }
 
   clear() {
     this.events = [];
+    this._waiting = [];
     this._missed = 0;
     this._list.replaceChildren(h("li", { class: "empty" }, "Nothing yet."));
     setText($("events-note"), "");
@@ -26,7 +28,9 @@ export class EventLog {
     this.events.push(event);
     if (this.events.length > MAX_SHOWN) this.events.shift();
     this._waiting.push(event);
-    if (this._waiting.length === 1) requestAnimationFrame(() => this._draw());
+    if (this._waiting.length > MAX_SHOWN) this._waiting.shift(); // a tab that nobody sees draws nothing
+    if (!this._isAwaited) requestAnimationFrame(() => this._draw());
+    this._isAwaited = true;
   }
 
   miss(count) {
@@ -39,7 +43,8 @@ export class EventLog {
   }
 
   _draw() {
-    const fresh = this._waiting.splice(0).slice(-MAX_SHOWN);
+    this._isAwaited = false;
+    const fresh = this._waiting.splice(0);
     this._list.querySelector(".empty")?.remove();
     this._list.prepend(...fresh.reverse().map(eventItem));
     while (this._list.children.length > MAX_SHOWN) this._list.lastChild.remove();

@@ -7,8 +7,7 @@ import { plural, STATES } from "./words.js";
 
 const [ROW, CARD, WORDS] = [68, 112, 38]; // pixels; as in proxies.css
 const SEVERITY = { bind_failed: 0, unhealthy: 1, healthy: 2 };
-const byName = (one, other) => COLLATOR.compare(one.key, other.key);
-const COLLATOR = new Intl.Collator("en", { numeric: true });
+const byName = (one, other) => one.rank - other.rank;
 const COLUMNS = {
   name: { title: "Proxy", compare: byName },
   state: { title: "State", compare: (one, other) => (SEVERITY[one.view.status] ?? 0) - (SEVERITY[other.view.status] ?? 0) },

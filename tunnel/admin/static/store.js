@@ -31,6 +31,7 @@ class Row {
     this.rateOut = 0;
     this.history = null; // a ring of bytes per second, once it had any
     this.searched = "";
+    this.rank = 0; // among all by name; comparing numbers is quick, and names seldom change
   }
 
   get rate() {
@@ -70,6 +71,7 @@ export class Store {
     this.changedState = []; // rows whose status another one than before the last change
     this._moving = new Set();
     this._graphed = new Set();
+    this._isRanked = true;
     this._told = 0; // performance.now() of the last message
   }
 
@@ -116,6 +118,7 @@ export class Store {
     }
     for (const row of this._moving) this._graphed.add(row);
     for (const row of this._graphed) this._remember(row);
+    this._rank();
     this._sum();
     if (seconds > 0) this._extend(); // a rate is known from the second word on
   }
@@ -141,12 +144,20 @@ export class Store {
         row = new Row(client, name);
         session.rows.set(name, row);
         this.rows.set(row.key, row);
+        this._isRanked = false;
       }
       const status = row.view.status;
       row.merge(patch, isNew ? 0 : seconds, now);
       if (!isNew && status !== row.view.status) this.changedState.push(row);
       if (row.rate > 0) this._moving.add(row);
     }
+  }
+
+  _rank() {
+    if (this._isRanked) return;
+    this._isRanked = true;
+    const { compare } = new Intl.Collator("en", { numeric: true });
+    [...this.rows.values()].sort((one, other) => compare(one.key, other.key)).forEach((row, rank) => { row.rank = rank; });
   }
 
   _removeRow(row) {
