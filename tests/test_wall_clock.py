@@ -9,6 +9,11 @@ import tunnel
 ROOT = Path(tunnel.__file__).parent
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
 SHOWN = {
+    "admin/counts.py": "when the configuration was read, in a metric",
+    "doctor/trust.py": "the days in a certificate, and what the clocks say",
+    "notices/outcome.py": "the date that a receiver names for the next try",
+    "notices/webhook.py": "the time in a signature",
+    "server/expiry.py": "the days in a certificate",
     "certificates.py": "the days in a certificate",
     "cli/history.py": "until when the figures are",
     "history/recorder.py": "the times that are kept, by two clocks, and their age",

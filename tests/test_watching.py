@@ -229,23 +229,33 @@ def test_a_reading_stands_by_how_the_files_were_before_it(tmp_path: Path) -> Non
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_text("1")
     second.write_text("1")
-    readings: list[int] = []
 
     def load() -> str:
-        readings.append(1)
         found = as_passed(first).read_text() + as_passed(second).read_text()
-        if len(readings) == 2:
+        if found == "11":
             second.write_text("changed while it was read")
         return found
 
     reading = Reading(load)
     assert reading() == "11"
-    assert len(readings) == 2  # the first told which files there are
     assert reading.files[first] == watching.stamps([first])[first]
     assert reading.files[second] != watching.stamps([second])[second]
     reading.then(str.upper)
     assert reading() == "1CHANGED WHILE IT WAS READ"
-    assert len(readings) == 3
+    assert reading.files == watching.stamps([first, second])
+
+
+def test_a_pipe_is_read_once_and_stands_as_it_did(tmp_path: Path) -> None:
+    """As of ``--token-file <(…)``: there is nothing in it to be read a second time."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    os.write(writer, b"once")
+    reading = Reading(lambda: as_passed(pipe) and os.read(writer, 9))
+    assert reading() == b"once"
+    os.write(writer, b"more")
+    assert reading.files == watching.stamps([pipe])
+    os.close(writer)
 
 
 def test_a_reading_that_fails_knows_its_files_too(tmp_path: Path) -> None:

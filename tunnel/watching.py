@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from tunnel.config.credentials import noting
+from tunnel.config.credentials import noting, standing
 
 C = TypeVar("C")
 
@@ -32,16 +32,11 @@ DEBOUNCE_MILLISECONDS = 1000  # a directory in which others write all the time s
 TIMEOUT_MILLISECONDS = 60_000
 MAX_LINKS = 40  # followed from one name, as the kernel does
 
-_NONE = Exception()
-
 log = logging.getLogger(__name__)
 
 
 class Reading(Generic[C]):
-    """Reads a configuration, and knows which `files` that took and how each stood before it was read.
-
-    Blocks. One reading at a time.
-    """
+    """Reads a configuration, and knows which `files` that took and how each stood before it was read. Blocks."""
 
     def __init__(self, load: Callable[[], C]) -> None:
         self._load = load
@@ -54,37 +49,16 @@ class Reading(Generic[C]):
 
     def __call__(self) -> C:
         """Raises what the loading does; `files` are known all the same."""
-        known: Collection[Path] = self.files
-        while True:
-            before = stamps(known)
-            with noting() as noted:
-                found, problem = self._try()
-            if noted.keys() <= before.keys():
-                break
-            known = list(noted)  # once more: how the new ones stood before they were read is not known
-        self.files = {path: before[path] for path in noted}
-        if found is None:
-            raise problem
-        return found
-
-    def _try(self) -> tuple[C | None, Exception]:
-        try:
-            return self._load(), _NONE
-        except Exception as exc:
-            return None, exc
+        with noting() as noted:
+            try:
+                return self._load()
+            finally:
+                self.files = noted
 
 
 def stamps(paths: Iterable[Path]) -> dict[Path, object]:
-    """How each file stands, by its owner, time and size; None for none. Links are followed."""
-    return {path: _stamp(path) for path in paths}
-
-
-def _stamp(path: Path) -> object:
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    """How each file stands."""
+    return {path: standing(path) for path in paths}
 
 
 def folders(paths: Iterable[Path]) -> dict[Path, object]:

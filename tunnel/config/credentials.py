@@ -10,6 +10,7 @@ cannot read, each under a name made of its path, and here that one is found agai
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ VARIABLE = "CREDENTIALS_DIRECTORY"
 DIGITS = 8  # hexadecimal, of the path's SHA-256: enough to tell the files of one unit apart
 MAX_STEM = 100  # characters of the file's own name; systemd takes 255 in all
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")  # a colon ends a credential's name, a percent sign begins something else
-_noted: ContextVar[dict[Path, None] | None] = ContextVar("noted", default=None)
+_noted: ContextVar[dict[Path, object] | None] = ContextVar("noted", default=None)
 
 
 def credentials_folder() -> Path | None:
@@ -38,7 +39,8 @@ def credential_name(path: Path) -> str:
 def as_passed(path: Path) -> Path:
     """Where to read what stands at `path`: what systemd passed in its stead, or there."""
     if (noted := _noted.get()) is not None:
-        noted[Path(os.path.abspath(path))] = None
+        whole = Path(os.path.abspath(path))
+        noted.setdefault(whole, standing(whole))
     folder = credentials_folder()
     if folder is None:
         return path
@@ -46,10 +48,22 @@ def as_passed(path: Path) -> Path:
     return passed if os.path.isfile(passed) else path
 
 
+def standing(path: Path) -> object:
+    """How the file stands there, links followed: by which it is, its size and its times; None for none. What is no
+    file, such as a pipe that can be read once, always stands the same."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return stat.S_IFMT(found.st_mode)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 @contextmanager
-def noting() -> Iterator[dict[Path, None]]:
-    """All files that are asked for in the body, in that order."""
-    noted: dict[Path, None] = {}
+def noting() -> Iterator[dict[Path, object]]:
+    """All files that are asked for in the body, in that order, each as it stood before it was opened."""
+    noted: dict[Path, object] = {}
     token = _noted.set(noted)
     try:
         yield noted
