@@ -3,6 +3,7 @@
 import errno
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import trio
 from attrs import evolve
 from dial_rig import cancelled_everywhere
 from forward_rig import Proxy, exactly
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from relay_rig import contexts, echo, quiet, start_target, until
 
 import tunnel
@@ -115,6 +118,7 @@ HTTP_ANSWERS = {
     "half a head": ("HTTP/1.1 200 OK\r\nX: ", PeerLost, "hung up instead of answering CONNECT"),
     "a head without end": ("HTTP/1.1 200 OK\r\nX: " + "y" * 70_000, PeerLost, "no HTTP|without an end"),
     "somebody speaks first": ("HTTP/1.1 200 OK\r\n\r\n220 mail", PeerLost, "speak first"),
+    "a switch that nobody asked for": ("HTTP/1.1 101 Switching\r\n\r\n", PeerLost, "no HTTP"),
     "escapes": ("HTTP/1.1 503 \x1b[31mred\r\n\r\n", PeerLost, "."),
 }
 
@@ -139,6 +143,7 @@ SOCKS_ANSWERS: dict[str, tuple[bytes, type[Exception], str]] = {
     "a failure": (b"\5\0\5\1\0", PeerLost, "cannot reach server.invalid:8443: General SOCKS"),
     "not allowed": (b"\5\0\5\2\0", Refused, "does not let connections .* through"),
     "refused": (b"\5\0\5\5\0", PeerLost, "cannot reach server.invalid:8443: Connection refused"),
+    "a name that is no text": (b"\5\0\5\0\0\3\2\xff\xfe\0\0", PeerLost, "does not answer as a SOCKS5 proxy"),
     "no names": (b"\5\0\5\x08\0", Refused, "try socks5://"),
     "an unknown code": (b"\5\0\5\x63\0", PeerLost, "does not answer as a SOCKS5 proxy"),
 }
@@ -153,6 +158,34 @@ async def test_what_a_socks_proxy_answers_is_told_with_its_remedy(
         await dial_through(proxy.value(), TO)
     assert f"127.0.0.1:{proxy.port}" in str(caught.value)
     await until(lambda: proxy.open == 0)
+
+
+HEAD_PIECES = [
+    b"HTTP/1.1 ", b"HTTP/1.0 200", b"101 Switching Protocols", b"100 Continue", b"200 OK", b"407 ", b"\r\n", b"\r\n\r\n",
+    b"X: y", b"Upgrade: websocket", b"Connection: upgrade", b"Content-Length: -1", b"Transfer-Encoding: chunked",
+    b"\x00", b"\xff",
+]  # fmt: skip
+SOCKS_PIECES = [
+    b"\5\0", b"\5\2", b"\1\0", b"\5\0\0\1", b"\5\0\0\3", b"\5\0\0\4", b"\5\0\0\7", b"\2\xff\xfe\0\0", b"\0" * 6,
+    b"\xff" * 18,
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "pieces"), [("http", HEAD_PIECES), ("socks5h", SOCKS_PIECES)])
+@settings(max_examples=60)
+@given(data=st.data())
+async def test_whatever_a_proxy_answers_only_our_errors_come_of_it(
+    scheme: str, pieces: list[bytes], data: st.DataObject
+) -> None:
+    """Pieces of what is sensible, in any order, and anything else."""
+    said = data.draw(st.lists(st.sampled_from(pieces) | st.binary(max_size=20), max_size=8))
+    async with trio.open_nursery() as nursery:
+        proxy = await start(nursery, scheme, raw=b"".join(said))
+        with trio.fail_after(30), suppress(PeerLost, Refused):
+            (await dial_through(proxy.value("me", "word"), TO)).close()
+        await until(lambda: proxy.open == 0)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -106,6 +106,8 @@ async def _read_answer(stream: trio.SocketStream, parser: h11.Connection, proxy:
         event = parser.next_event()
         if isinstance(event, h11.Response):
             return event
+        if event is h11.PAUSED:  # it never ends by itself
+            raise PeerLost(f"the proxy {proxy} answers CONNECT with another protocol", answered=True)
         if event is h11.NEED_DATA:
             data = bytes(await stream.receive_some(MAX_HEAD_BYTES))
             received += len(data)
@@ -180,6 +182,8 @@ async def _dial_socks(proxy: ForwardProxy, to: HostPort) -> socket.socket:
         raise _socks_refusal(proxy, to, exc) from exc
     except OSError as exc:
         raise PeerLost(f"the proxy {proxy} hung up: {exc.strerror or exc}", answered=True) from exc
+    except (ValueError, IndexError) as exc:  # python-socks 3.2.1 decodes a name that is no text
+        raise _no_socks(proxy, "nonsense") from exc
     trio.lowlevel.notify_closing(connected)
     sock = socket.socket(fileno=connected.detach())
     sock.setblocking(False)
@@ -209,5 +213,9 @@ def _socks_refusal(proxy: ForwardProxy, to: HostPort, exc: Any) -> TunnelError:
         return PeerLost(f"the proxy {proxy} cannot reach {to}: {said}")
     if "authentication" in said:  # python-socks has no code for it
         return _auth_refusal(proxy, said, set())
+    return _no_socks(proxy, said)
+
+
+def _no_socks(proxy: ForwardProxy, said: str) -> PeerLost:
     word = f"what listens at {proxy.where} does not answer as a SOCKS5 proxy ({said})"
     return PeerLost(f"{word}; if it is an HTTP proxy, write http://{proxy.where}", answered=True)
