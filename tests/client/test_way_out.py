@@ -162,8 +162,8 @@ async def test_what_a_socks_proxy_answers_is_told_with_its_remedy(
 
 HEAD_PIECES = [
     b"HTTP/1.1 ", b"HTTP/1.0 200", b"101 Switching Protocols", b"100 Continue", b"200 OK", b"407 ", b"\r\n",
-    b"\r\n\r\n", b"X: y", b"Upgrade: websocket", b"Connection: upgrade", b"Content-Length: -1", b"Transfer-Encoding: chunked",
-    b"\x00", b"\xff",
+    b"\r\n\r\n", b"X: y", b"Upgrade: websocket", b"Connection: upgrade", b"Content-Length: -1",
+    b"Transfer-Encoding: chunked", b"\x00", b"\xff",
 ]  # fmt: skip
 SOCKS_PIECES = [
     b"\5\0", b"\5\2", b"\1\0", b"\5\0\0\1", b"\5\0\0\3", b"\5\0\0\4", b"\5\0\0\7", b"\2\xff\xfe\0\0", b"\0" * 6,
