@@ -3,7 +3,7 @@
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import trustme
 from attrs import define, evolve
 from forward_rig import Proxy
@@ -24,6 +25,7 @@ from tunnel.doctor import findings, here, network, trust, visit
 from tunnel.doctor.examine import examine
 from tunnel.doctor.findings import Finding, Report, Verdict
 from tunnel.errors import Mistake
+from tunnel.server import logins
 
 TOKEN = "a-token-of-more-than-forty-characters-0123456789"
 ORDER = [
@@ -124,6 +126,51 @@ async def test_it_is_not_taken_for_the_return_of_a_client_that_is_away(tmp_path:
         assert (await look(house.publishing())).exit_code == 0
         await until(lambda: not house.server.snapshot().sessions)
         assert [event.id for event in house.server.events.recent] == before
+
+
+async def test_its_ports_serve_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither it nor a client that says of itself that it only looks, and would not be heard of."""
+    tell, seen = visit.Visit._report_port, []
+    async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
+
+        async def come(port: int) -> None:
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(b"hello")
+            with suppress(trio.BrokenResourceError):
+                seen.append(await stream.receive_some())
+            await stream.aclose()
+            seen.append(b"gone")
+
+        def tell_and_come(self: Any, update: Any, **more: Any) -> None:
+            tell(self, update, **more)
+            nursery.start_soon(come, update.publish_port)
+
+        async def stay(self: Any) -> None:
+            await publish(self)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            (session,) = house.server.snapshot().sessions
+            assert [proxy.visitors_total for proxy in session.proxies] == [0]
+
+        publish = visit.Visit._publish
+        monkeypatch.setattr(visit.Visit, "_report_port", tell_and_come)
+        monkeypatch.setattr(visit.Visit, "_publish", stay)
+        report = await look(house.publishing())
+        with trio.fail_after(30):
+            await until(lambda: b"gone" in seen)
+    assert of(report, "port").verdict is OK
+    assert seen in ([b"gone"], [b"", b"gone"])
+
+
+async def test_who_says_to_look_only_may_do_so_for_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logins, "LOOK_SECONDS", 0.05)
+
+    async def beat_for_ever(stay: Any) -> None:
+        await stay._hear(lambda _message: False)
+
+    monkeypatch.setattr(visit.Visit, "_beat", beat_for_ever)
+    async with open_house(tmp_path) as house:
+        report = await look(house.config)
+    assert (of(report, "token").verdict, of(report, "latency").verdict) == (OK, FAIL)
 
 
 async def test_a_living_session_is_told_of_and_not_disturbed(tmp_path: Path) -> None:

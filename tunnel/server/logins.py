@@ -1,6 +1,7 @@
 """The half of the gate behind `/control`: whose token it is, whose the identity is then, and the session it starts."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 # licence to keep the server at greetings and farewells.
 LOGINS, LOGINS_PER_SECOND = 256, 2.0
 MAX_WAITING = 16  # logins of one client that wait for its holder's word or end; a good token is no licence to pile up
+LOOK_SECONDS = 60.0  # for one that yields; it takes a second
 _LOOKS = "looks whether it could connect"  # `trio-tunnel doctor`
 _OF_BEFORE = ": its session of before, in whose place is another"
 _ONE_TOO_MANY = "where two processes have its token, stop one, or give each a token of its own"
@@ -133,11 +135,13 @@ class Logins:
 
     async def _host(self, stream: TlsStream, newcomer: "_Newcomer") -> None:
         grant = newcomer.grant
-        # Who only looks while a client is away must not be told of as its return, nor its leaving as meant.
+        # Who only looks while a client is away must not be told of as its return, nor its leaving as meant. So nobody
+        # hears of it; and nobody shall work unheard of: it serves no visitor, and does not stay.
         events = EventStream() if newcomer.yields else self._events
+        config = _without_visitors(self._config) if newcomer.yields else self._config
         with self._engine.attach(max_streams=grant.max_visitors) as relay:
             session = Session(
-                grant=grant, config=self._config, registry=self._registry, relay=relay,
+                grant=grant, config=config, registry=self._registry, relay=relay,
                 events=events, remember_port=None if newcomer.yields else self._remember_port,
             )  # fmt: skip
             self._registry.enter(
@@ -149,7 +153,8 @@ class Logins:
             began = trio.current_time()
             log.info("client '%s' %s", grant.name, _LOOKS if newcomer.yields else "connected")
             try:
-                await session.run(stream)
+                with trio.move_on_after(LOOK_SECONDS if newcomer.yields else math.inf):
+                    await session.run(stream)
             finally:
                 del self._sessions[session]
                 reason, message = session.ended_by
@@ -201,6 +206,10 @@ class Logins:
             session.close(Farewell.REPLACED, f"a newer session of client '{session.client}'; {_ONE_TOO_MANY}")
             await session.ended.wait()
         return False
+
+
+def _without_visitors(config: ServerConfig) -> ServerConfig:
+    return evolve(config, limits=evolve(config.limits, max_visitors_per_proxy=0))
 
 
 @frozen
