@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunnel.admin.picture import MAX_POOLS, Picture, merge_patch, row, summary
@@ -143,6 +144,8 @@ values = st.recursive(
 tables = st.dictionaries(st.text(max_size=2), values, max_size=4)
 
 
+@pytest.mark.slow
+@settings(max_examples=50)
 @given(tables, tables)
 def test_a_merge_patch_makes_the_new_out_of_the_old(before: dict[str, Any], after: dict[str, Any]) -> None:
     patch = merge_patch(before, after)

@@ -22,6 +22,7 @@ def test_what_changes_is_seen_without_a_reload(page: Page, puppet: Puppet) -> No
     page.run("window.isSamePage = true")
     puppet.change("home", "web", status="unhealthy", reason="target_down", error_message="connection refused")
     page.wait_row("web", "Unhealthy", "target_down: connection refused")
+    assert "Retry" not in page.row("web")  # what is waited for is its target
     assert page.text("#headline") == "1 of 2 proxies is not healthy"
     assert page.driver.title == "(1) trio-tunnel server"
     assert page.text("#announcer") == "web is unhealthy"
@@ -56,6 +57,10 @@ def test_events_are_shown_from_before_and_as_they_come(page: Page, puppet: Puppe
     puppet.publish("session.ended", client="lab", reason="lost", message="silent for 30 s", seconds=200)
     until(lambda: "lab session ended after 3 min — lost: silent for 30 s" in page.text("#events li:first-child"))
     assert len(page.texts("#events li")) == 2
+    for _ in range(3):
+        puppet.publish("proxy.status", client="lab", proxy="git", status="unhealthy", reason="target_down", attempt=1)
+    until(lambda: "lab/git unhealthy — target_down× 3" in page.text("#events li:first-child"))
+    assert len(page.texts("#events li")) == 3
 
 
 def test_a_retry_asks_for_the_token_once_and_says_plainly_when_it_is_wrong(page: Page, puppet: Puppet) -> None:

@@ -84,7 +84,10 @@ export class Pools {
     const [head, bar, words, troubles] = element.children;
     const states = pool.states ?? {};
     const count = { ready: states.available, used: states.in_use, coming: (states.connecting ?? 0) + (states.validating ?? 0), ill: (states.unhealthy ?? 0) + (states.quarantined ?? 0) };
-    BAR.forEach((state, index) => { bar.children[index].style.flexGrow = count[state] ?? 0; });
+    BAR.forEach((state, index) => {
+      bar.children[index].style.flexGrow = count[state] ?? 0;
+      setHidden(bar.children[index], !count[state]);
+    });
     const asked = (pool.hits ?? 0) + (pool.misses ?? 0);
     setText(head.lastChild, asked ? `${percent(pool.hits, asked)} of ${number(asked)} found one ready` : "not asked for yet");
     const parts = [`${number(count.ready)} ready`, `${number(count.used)} in use`];

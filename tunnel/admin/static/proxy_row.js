@@ -2,7 +2,7 @@
 
 import { h, icon, setAttribute, setHidden, setText } from "./dom.js";
 import { drawSpark } from "./spark.js";
-import { address, clean, countdown, number, plural, rate, refusals, seconds, STATES } from "./words.js";
+import { address, canRetry, clean, countdown, number, plural, rate, refusals, seconds, STATES } from "./words.js";
 
 export function makeRow(row, { onRetry, onDetails }) {
   const cells = {
@@ -49,7 +49,7 @@ export function updateRow(element, row, now, canWrite) {
   setText(cells.rates.firstChild, row.rateIn ? `↓ ${rate(row.rateIn)}` : "");
   setText(cells.rates.lastChild, row.rateOut ? `↑ ${rate(row.rateOut)}` : "");
   drawSpark(cells.spark, row.history);
-  setHidden(cells.retry, isHealthy || !canWrite);
+  setHidden(cells.retry, !canWrite || !canRetry(view));
 }
 
 export const statePill = () => h("span", { class: "pill" }, icon("none"), h("span"));

@@ -181,7 +181,7 @@ export class Store {
       for (const row of session.rows.values()) {
         const { view } = row;
         totals[view.status] = (totals[view.status] ?? 0) + 1;
-        totals.retrying += row.retryAt === null ? 0 : 1;
+        totals.retrying += row.retryAt === null || view.reason === "target_down" ? 0 : 1;
         totals.targetDown += view.reason === "target_down" ? 1 : 0;
         totals.visitors += view.visitors;
         totals.visitorsTotal += view.visitors_total;

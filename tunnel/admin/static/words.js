@@ -56,6 +56,7 @@ export function countdown(view, left) {
     return view.attempt > 1 ? `gave up after ${plural(view.attempt - 1, "retry", "retries")}` : "given up";
   }
   if (view.status !== "unhealthy" || left === null) return "";
+  if (view.reason === "target_down") return left > 0 ? `checked again in ${seconds(left)}` : "checked again now";
   const which = view.attempt ? ` ${view.attempt}${view.max_retries ? `/${view.max_retries}` : ""}` : "";
   return left > 0 ? `retry${which} in ${seconds(left)}` : `retry${which} now`;
 }
@@ -68,6 +69,10 @@ const SESSION_ENDS = {
   revoked: "the token was revoked", protocol_error: "protocol error", version_unsupported: "version not supported",
 };
 
+// Whether a retry is for a person to ask: not where the target, or the session, is what is waited for.
+const WAITS_ITSELF = new Set(["target_down", "connecting", "session_lost", "draining", "pending"]);
+export const canRetry = (view) => view.status !== "healthy" && !WAITS_ITSELF.has(view.reason);
+
 // What happened: [state that colours it, subject, text].
 export function eventWords(event) {
   const f = event.fields ?? {};
@@ -75,8 +80,7 @@ export function eventWords(event) {
   switch (event.kind) {
     case "proxy.status": {
       const why = [f.reason, f.error_message].filter(Boolean).join(": ");
-      const next = f.retry_after_seconds ? `; next try in ${seconds(f.retry_after_seconds)}` : "";
-      return [f.status, proxy, `${(STATES[f.status] ?? clean(f.status)).toLowerCase()}${why ? ` — ${clean(why)}${next}` : ""}`];
+      return [f.status, proxy, `${(STATES[f.status] ?? clean(f.status)).toLowerCase()}${why ? ` — ${clean(why)}` : ""}`];
     }
     case "proxy.removed":
       return ["none", proxy, "no longer published"];
