@@ -68,6 +68,9 @@ def _style(columns: Sequence[Column], row: int) -> str:
 def _parts(report: Report, name: str) -> Iterator[tuple[str, list[Column], list[str]]]:
     """What is shown, in order: a title, a table, lines."""
     known = [f"{shown_time(report.since)} to {shown_time(report.until)}, {human_seconds(report.until - report.since)}"]
+    first = min((run.began for run in report.runs), default=report.since)
+    if first > report.since:
+        known.append(f"the record begins at {shown_time(first)}")
     if report.lost:
         known.append(f"{report.lost} changes could not be kept: the figures are of the rest")
     if not report.proxies and not report.sessions:
@@ -89,10 +92,10 @@ def _parts(report: Report, name: str) -> Iterator[tuple[str, list[Column], list[
 def _proxy_columns(report: Report) -> list[Column]:
     proxies = report.proxies
     found = [one.figures for one in proxies]
-    roles = {one.role for one in proxies}
+    roles, owners = {one.role for one in proxies}, {one.client for one in proxies}
     return [
         *([Column("SEEN BY", [one.role for one in proxies], worth=2)] if len(roles) > 1 else []),
-        Column("CLIENT", [clean(one.client) for one in proxies], worth=5, flexible=True),
+        Column("CLIENT", [clean(one.client) for one in proxies], worth=8 if len(owners) > 1 else 1, flexible=True),
         Column("PROXY", [clean(one.name) for one in proxies], flexible=True),
         Column("NOW", [_now(one) for one in proxies], worth=6),
         Column("UPTIME", [_share(one.uptime) for one in found], right=True),
