@@ -39,6 +39,9 @@ class House:
     def is_ready(self) -> bool:
         return True
 
+    def why_not_ready(self) -> str:
+        return ""
+
 
 @define
 class Reading:
@@ -117,8 +120,8 @@ async def test_the_state_comes_at_once_and_a_change_each_second(rig: Rig, autoju
     await trio.sleep(2.0)
     [state] = reading.of("state")
     assert {key: value for key, value in state.items() if key not in ("at", "started", "pid")} == {
-        "role": "server", "version": live_module.__version__, "can_write": True, "ready": True, "uptime": 0.0,
-        "gate": {"logins": 1}, "sessions": {"home": {"since": SINCE, "proxies": {"web": ROW}}},
+        "role": "server", "version": live_module.__version__, "can_write": True, "ready": True, "why_not_ready": "",
+        "uptime": 0.0, "gate": {"logins": 1}, "sessions": {"home": {"since": SINCE, "proxies": {"web": ROW}}},
     }  # fmt: skip
     changes = reading.of("change")
     for change in changes:

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import trio
@@ -20,6 +21,7 @@ from tunnel.snapshot import EventStream, ProxyView, SessionView, utc_now
 
 TOKEN = "the-admin-token-of-the-puppet"
 START_SECONDS = 30.0
+HANG_SECONDS = 100.0  # at most
 T = TypeVar("T")
 
 
@@ -64,9 +66,15 @@ class Puppet:
         self._retry_at[client, name] = time.monotonic() + seconds
         self.change(client, name, status="unhealthy", **changes)
 
-    def hang(self, seconds: float) -> None:
-        """Do nothing at all for so long, as a process that is stopped."""
-        self._token.run_sync_soon(time.sleep, seconds)
+    @contextmanager
+    def hung(self) -> Iterator[None]:
+        """While the body runs it does nothing at all, as a process that is stopped."""
+        over = threading.Event()
+        self._token.run_sync_soon(over.wait, HANG_SECONDS)
+        try:
+            yield
+        finally:
+            over.set()
 
     def publish_later(self, kind: str, **words: Any) -> None:
         """Before `start`."""
@@ -94,6 +102,9 @@ class Puppet:
 
     def is_ready(self) -> bool:
         return self.ready
+
+    def why_not_ready(self) -> str:
+        return "" if self.ready else "it does not listen"
 
     def retry(self, name: str) -> list[str]:
         client, _, bare = name.rpartition("/")

@@ -51,6 +51,8 @@ class Watched(Protocol):
 
     def is_ready(self) -> bool: ...
 
+    def why_not_ready(self) -> str: ...
+
 
 class Live:
     """One for an admin address: `run` looks while somebody reads, `route` is `/events`."""
@@ -102,7 +104,8 @@ class Live:
             if cost - sliced > SLICE_SECONDS:
                 sliced = cost
                 await trio.lowlevel.checkpoint()
-        self._picture.see_rest({**self._about, "ready": self._source.is_ready(), **summary(self._source.stats())})
+        ready = {"ready": self._source.is_ready(), "why_not_ready": self._source.why_not_ready()}
+        self._picture.see_rest({**self._about, **ready, **summary(self._source.stats())})
         now = trio.current_time()
         passed = {**self._clock(now), "seconds": round(now - self._looked, 3)}
         change = message("change", {**passed, **self._picture.finish()})

@@ -60,7 +60,8 @@ export class Overview {
 }
 
 function headline({ head, rows, totals }) {
-  if (!head.ready) return ["unhealthy", head.role === "client" ? "No session with the server" : "Not ready for clients"];
+  if (head.connection && head.connection.state !== "connected") return ["unhealthy", "No session with the server"];
+  if (!head.ready) return ["unhealthy", head.role === "client" ? "Takes no new visitors" : "Not ready for clients"];
   if (rows.size === 0) return ["none", head.role === "client" ? "Connected, and nothing is published" : "No proxies yet"];
   const ill = rows.size - totals.healthy;
   if (!ill) return ["healthy", rows.size === 1 ? "The proxy is healthy" : `All ${number(rows.size)} proxies are healthy`];
@@ -72,12 +73,14 @@ function subline({ head, sessions, totals }) {
   const connection = head.connection;
   if (head.role === "client" && connection) {
     const server = (connection.servers ?? []).map(clean).join(", ");
-    if (connection.state === "connected") return `Connected to ${server} as ${clean(connection.detail)}`;
+    const but = head.ready ? "" : `; ${clean(head.why_not_ready)}`;
+    if (connection.state === "connected") return `Connected to ${server} as ${clean(connection.detail)}${but}`;
     const left = connection.retry_after_seconds;
     const next = left ? `; trying again in ${seconds(left)}` : "";
     return `${connection.state === "lost" ? "Lost" : "Connecting to"} ${server}${connection.detail ? `: ${clean(connection.detail)}` : ""}${next}`;
   }
   const parts = [plural(sessions.size, "session")];
+  if (!head.ready && head.why_not_ready) parts.unshift(clean(head.why_not_ready));
   if (totals.retrying) parts.push(`${number(totals.retrying)} retrying`);
   if (totals.targetDown) parts.push(plural(totals.targetDown, "target is down", "targets are down"));
   if (totals.bind_failed) parts.push(`${number(totals.bind_failed)} given up`);

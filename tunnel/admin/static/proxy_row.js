@@ -6,7 +6,7 @@ import { address, canRetry, clean, countdown, number, plural, rate, refusals, se
 
 export function makeRow(row, { onRetry, onDetails }) {
   const cells = {
-    name: h("button", { type: "button", class: "link name", title: "Details", onclick: () => onDetails(row.key) }, clean(row.name)),
+    name: h("button", { type: "button", class: "link name", title: clean(row.key), onclick: () => onDetails(row.key) }, clean(row.name)),
     client: h("span", { class: "second muted" }, clean(row.client)),
     state: statePill(),
     next: h("span", { class: "next" }),
