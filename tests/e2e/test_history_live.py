@@ -3,6 +3,7 @@
 import json
 import resource
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ def history(stage: Stage, state: Path, *words: str) -> dict[str, Any]:
 def spans(side: Server | Client) -> list[tuple[str, str, str]]:
     """(client, proxy, status) as they stand in the file; nothing while there is none."""
     try:
-        with sqlite3.connect(f"file:{side.state / 'history.sqlite'}?mode=ro", uri=True) as db:
+        with closing(sqlite3.connect(f"file:{side.state / 'history.sqlite'}?mode=ro", uri=True)) as db:
             found = db.execute("SELECT client, proxy, status FROM spans ORDER BY run, n").fetchall()
-        db.close()
     except sqlite3.Error:
         return []
     return found

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tunnel.history.recorder import Clocks, Keeping, Recorder
 from tunnel.messages import ProxyStatusUpdate, Reason, Status
@@ -42,12 +42,21 @@ def event(seconds: float, kind: str, client: str = "home", proxy: str = "", **fi
 class House:
     """A recorder whose clocks stand still until they are moved; nothing runs by itself."""
 
+    recorders: ClassVar[list[Recorder]] = []  # closed at the end of the test
+
     def __init__(self, folder: Path, role: str = "server", **keeping: Any) -> None:
         self.path = folder / "history.sqlite"
         self.now, self.offset = 1000.0, NOON - 1000.0
         self.clocks = Clocks(lambda: self.now, lambda: self.now + self.offset)
         self.nothing = Snapshot(role, "1", ())
-        self.recorder = Recorder(self.nothing, Keeping(**{"path": self.path, "clocks": self.clocks, **keeping}))
+        self.keeping = Keeping(**{"path": self.path, "clocks": self.clocks, **keeping})
+        self.recorder = self.begin()
+
+    def begin(self) -> Recorder:
+        """Another process, by the clocks as they stand."""
+        self.recorder = Recorder(self.nothing, self.keeping)
+        self.recorders.append(self.recorder)
+        return self.recorder
 
     @property
     def wall(self) -> float:

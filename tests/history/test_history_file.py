@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tunnel.errors import TunnelError
 from tunnel.history import recorder as recorder_module
 from tunnel.history import store as store_module
 from tunnel.history.life import may_live, own_life
-from tunnel.history.recorder import Calendar, Recorder
+from tunnel.history.recorder import Calendar
 from tunnel.history.report import Moment, Report, Wanted, read_moments, read_report
 from tunnel.history.store import Run, Store
 
@@ -75,22 +76,19 @@ def test_a_process_that_was_killed_is_known_up_to_its_last_sign_of_life(house: H
     ]  # fmt: skip
 
 
-def test_the_next_process_goes_on_in_the_same_file_and_the_gap_is_nobody_s_uptime(house: House, tmp_path: Path) -> None:
+def test_the_next_process_goes_on_in_the_same_file_and_the_gap_is_nobody_s_uptime(house: House) -> None:
     house.tell(status(0))
     house.recorder.step()
     house.pass_by(30)
     house.recorder.step()
-    after = House(tmp_path)
-    after.now = house.now + 970
-    after.recorder = Recorder(after.nothing, house.recorder._keeping)
-    after.recorder._clocks = after.clocks
-    after.recorder._began, after.recorder._run.began_at = after.now, after.wall
-    after.tell(status(1000))
-    after.pass_by(100)
-    after.recorder.step()
-    (web,) = read(after).proxies
+    house.pass_by(970)
+    house.begin()
+    house.tell(status(1000))
+    house.pass_by(100)
+    house.recorder.step()
+    (web,) = read(house).proxies
     assert (web.figures.recorded, web.figures.uptime, web.figures.binds) == (pytest.approx(130), 1.0, 2)
-    assert len(read(after).runs) == 2
+    assert len(read(house).runs) == 2
 
 
 def test_a_wall_clock_that_jumps_lengthens_nothing_and_what_was_is_placed_by_its_newest_word(house: House) -> None:
@@ -274,9 +272,8 @@ def test_more_than_the_queue_holds_is_dropped_counted_and_made_up_for(
 
 
 def rows(house: House) -> int:
-    with sqlite3.connect(house.path) as db:
+    with closing(sqlite3.connect(house.path)) as db:
         (count,) = db.execute("SELECT count(*) FROM spans").fetchone()
-    db.close()
     return int(count)
 
 
@@ -314,7 +311,7 @@ def test_the_runs_of_long_ago_go_with_all_that_was_in_them(tmp_path: Path) -> No
     old.recorder._close()
     house = House(tmp_path, max_age_days=1.0)
     house.pass_by(3 * DAY)
-    house.recorder = Recorder(house.nothing, house.recorder._keeping)
+    house.begin()
     for _ in range(4):
         house.recorder.step()
         house.pass_by(700)
