@@ -27,14 +27,15 @@ const proxies = new Proxies({
 const parts = [overview, proxies, new Sessions({ onClose: closeSession }), new Pools(), new Gate(), actions];
 const feed = new Feed({
   state(message) {
-    const before = store.process;
-    const isAnother = store.head.pid !== undefined && before !== `${message.pid} ${message.started}`;
+    const { pid, version } = store.head;
+    const isAnother = pid !== undefined && store.process !== `${message.pid} ${message.started}`;
+    if (isAnother && version !== message.version) return location.reload(); // another version's page
     store.state(message);
     show();
-    if (!isAnother) return;
+    if (!isAnother) return undefined;
     log.clear(); // another process counts its events from 1 again
     feed.lastId = 0;
-    feed.open();
+    return feed.open();
   },
   change(message) {
     store.change(message);
