@@ -4,6 +4,9 @@ import re
 
 import pytest
 
+from tunnel.admin import live
+from tunnel.snapshot import EventStream
+
 from .driver import until
 from .page import Page
 from .puppet import TOKEN, Puppet, proxy
@@ -131,6 +134,27 @@ def test_it_says_when_nobody_answers_and_recovers_by_itself(page: Page, puppet: 
     page.wait_live()
     page.wait_row("new", "Healthy")
     assert page.run("return document.body.classList.contains('is-stale')") is False
+
+
+def test_after_a_restart_events_are_those_of_the_new_process_and_the_page_that_of_its_version(
+    page: Page, puppet: Puppet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        puppet.publish("session.started", client="old")
+    page.open(puppet)
+    page.run("window.isSamePage = true")
+    until(lambda: "old" in page.text("#events"))
+    puppet.stop()
+    puppet.events = EventStream()
+    puppet.start()
+    puppet.publish("session.started", client="new")
+    until(lambda: "new" in page.text("#events") and "old" not in page.text("#events"))
+    assert page.run("return window.isSamePage") is True
+    puppet.stop()
+    monkeypatch.setattr(live, "__version__", "99.0")
+    puppet.start()
+    until(lambda: "version 99.0" in page.text("#facts"))
+    assert page.run("return window.isSamePage ?? null") is None
 
 
 def test_a_server_that_hangs_is_noticed_too(page: Page, puppet: Puppet) -> None:
