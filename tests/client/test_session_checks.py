@@ -44,7 +44,7 @@ async def test_a_change_of_one_proxys_checks_or_targets_restarts_no_other_proxys
     )
     before = proxy("web"), proxy("ssh"), proxy("dns"), proxy("mail")
     config = tunnel.ClientConfig(servers=(server.where,), token=SECRET, ca_file=server.cert_file, proxies=before)
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with tunnel.connect(config) as client:
             await client.wait_healthy()
             assert sorted(seen) == [("begun", name) for name in ("dns", "mail", "ssh", "web")]

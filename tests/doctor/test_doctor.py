@@ -230,8 +230,9 @@ async def test_a_penalty_for_guesses_from_here_is_named_as_what_it_may_be(tmp_pa
             wrong = await look(evolve(house.config, token="wrong-" + TOKEN))
         assert (of(wrong, "token").verdict, wrong.exit_code) == (FAIL, 3)
         report = await look(house.config)
-        assert of(report, "tls").verdict is FAIL
-        assert "too many wrong tokens" in of(report, "tls").remedy
+        failed = next(finding for finding in report.findings if finding.verdict is FAIL)
+        assert failed.check in ("tls", "tcp")  # as quickly as the server closed it
+        assert "too many wrong tokens" in failed.remedy
         assert_skipped_from(report, "certificate")
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from attrs import define, field
+
 from tunnel.certificates import certificate_pin_of_file, pin_text
 
 LOOPBACK = "127.0.0.1"
@@ -37,6 +39,18 @@ def allowed(seconds: float) -> float:
     for _ in range(10):
         sum(number & 3 for number in range(IDLE_LOOP))
     return seconds * max(1.0, (time.monotonic() - began) / IDLE_LOOP_SECONDS)
+
+
+@define(eq=False)
+class Patience:
+    """A deadline as `allowed` has it, which is looked at when the time is up."""
+
+    seconds: float
+    _began: float = field(factory=time.monotonic)
+
+    def left(self) -> float:
+        passed = time.monotonic() - self._began
+        return self.seconds - passed if passed < self.seconds else allowed(self.seconds) - passed
 
 
 class Late(AssertionError):
@@ -199,10 +213,10 @@ class Process:
 
     def until(self, look: Callable[[], T | None], what: str, seconds: float = 30.0) -> T:
         """What `look` returns, as soon as that is true; asked again with each line that the process writes."""
-        deadline = time.monotonic() + seconds
+        patience = Patience(seconds)
         with self._new:
             while not (found := look()):
-                left = deadline - time.monotonic()
+                left = patience.left()
                 over = self.popen.poll() is not None and not any(reader.is_alive() for reader in self._readers)
                 if left <= 0 or over:
                     if found := look():
@@ -227,7 +241,7 @@ class Process:
     def wait(self, seconds: float = 30.0) -> int:
         """The exit code; all that was written has been read by then."""
         try:
-            code = self.popen.wait(seconds)
+            code = self.popen.wait(max(seconds, allowed(seconds)))
         except subprocess.TimeoutExpired:
             raise Late(f"{self.name} does not end within {seconds:g} s\n{self.stage.report()}") from None
         self._join()
@@ -494,11 +508,11 @@ class Stage:
 
     def until(self, look: Callable[[], T | None], what: str, seconds: float = 30.0) -> T:
         """What `look` returns once that is true; asked every 10 ms. For what no process writes a line of."""
-        deadline = time.monotonic() + seconds
+        patience = Patience(seconds)
         while True:
             with suppress(OSError, http.client.HTTPException):
                 if found := look():
                     return found
-            if time.monotonic() > deadline:
+            if patience.left() <= 0:
                 raise Late(f"{what}: {seconds:g} s passed\n{self.report()}")
             time.sleep(0.01)

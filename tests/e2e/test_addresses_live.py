@@ -122,7 +122,7 @@ def test_one_address_dies_and_new_visitors_do_not_wait_nor_do_those_inside_on_th
         f"{way}: of {len(visitors.visits)} visits {len(late)} begun after it were late or failed, the last "
         f"{last:.2f} s after it; {alive} of 30 inside live; used again {returned:.2f} s after its return"
     )
-    assert last < 1.5, "new visitors wait a second at most; the rest is for a busy machine"
+    assert last < allowed(1.5), "new visitors wait a second at most; the rest is for a busy machine"
     assert len(late) < 60
     assert alive >= 15, "those of the other addresses, two of three"
 

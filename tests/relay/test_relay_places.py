@@ -33,6 +33,7 @@ async def visitors(rig, count):
 async def test_at_one_place_visitors_share_the_first_channel(poller):
     async with open_rig(poller, channels=0) as rig:
         await proven(rig, "a", "a", "a")
+        rig.server.channels[0].round_trip = FAR_SECONDS / 10  # whatever a busy machine has measured
         here = await visitors(rig, 6)
         assert [channel.users for channel in rig.server.channels] == [6, 0, 0]
         for visitor in here:

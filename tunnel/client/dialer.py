@@ -21,7 +21,7 @@ from tunnel.tls import TlsStream, client_certificate_refused, client_context, pi
 REFUSED_SECONDS = 30.0  # that an address is left out after it refused us: only a person can mend that
 STAGGER_SECONDS = 0.25  # within a dial, from one address to the next while nothing answers (RFC 8305 §5)
 # A server of ours says nothing to strangers that it turns away.
-_HANG_UP = (
+HANG_UP = (
     "if it goes on doing so, it is no trio-tunnel server, or full, or closes what comes from this address for some "
     "minutes after too many wrong tokens"
 )
@@ -92,7 +92,7 @@ class Dialer:
             ) from exc
         except (trio.BrokenResourceError, ssl.SSLEOFError) as exc:
             stream.close()
-            raise PeerLost(f"{address} ended the connection in the TLS handshake; {_HANG_UP}", answered=True) from exc
+            raise PeerLost(f"{address} ended the connection in the TLS handshake; {HANG_UP}", answered=True) from exc
         except ssl.SSLError as exc:
             stream.close()
             lost = PeerLost(f"{address} does not speak our TLS: {exc.reason or exc}", answered=True)

@@ -11,7 +11,7 @@ import trio
 from attrs import frozen
 
 from tunnel.addresses import HostPort, is_ip
-from tunnel.client.dialer import Dialer
+from tunnel.client.dialer import HANG_UP, Dialer
 from tunnel.client.resolver import ServerAddress, leave_name, look_up
 from tunnel.config import ClientConfig
 from tunnel.doctor.findings import STEP_SECONDS, Report, parts
@@ -24,6 +24,7 @@ _OF_TRUST = ("tls", "certificate", "clock")
 _REMEDIES = {
     errno.ECONNREFUSED: "nothing listens there: start `trio-tunnel serve`, or name the port that it listens on",
     errno.ENETUNREACH: "there is no route to it from here; for IPv6 that is common, and does no harm beside IPv4",
+    errno.ECONNRESET: HANG_UP,  # it was as quick as we
     errno.EHOSTUNREACH: "the host does not answer, or a firewall says so: look whether it is up",
 }
 _SILENT = "a firewall on the way drops it, or the host is down: open the port there, for TCP"
