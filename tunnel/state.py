@@ -247,7 +247,6 @@ class StateDir:
             raise self._files.damaged("ports.json", f"it has more than {MAX_PORTS} entries", remedy)
         return ports
 
-
     # Sources
 
     def known_sources(self) -> dict[str, float]:

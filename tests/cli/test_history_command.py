@@ -16,9 +16,6 @@ from tunnel.cli.main import cli
 from tunnel.history.ledger import SessionSpan, Span
 from tunnel.history.store import Run, Store
 
-NOW = datetime.now(UTC).timestamp()
-
-
 class Terminal(io.StringIO):
     encoding = "utf-8"
 
@@ -29,20 +26,21 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """Ten hours of one process: 'web' was down for six minutes, 'ssh' gave its port up for good after two retries."""
+    now = datetime.now(UTC).timestamp()
     store = Store(tmp_path / "history.sqlite")
-    run = Run("server", "1", NOW - 36_000, last=36_000.0, last_at=NOW)
+    run = Run("server", "1", now - 36_000, last=36_000.0, last_at=now)
     spans = [
-        Span(1, "home", "web", 0.0, NOW, "healthy", addr="0.0.0.0", port=8001, binds=1, ended=18_000.0),
-        Span(2, "home", "web", 18_000.0, NOW, "unhealthy", "target_down", "it said \x1b[31mno\x1b[0m", ended=18_360.0),
-        Span(3, "home", "web", 18_360.0, NOW, "healthy", addr="0.0.0.0", port=8001),
-        Span(4, "home", "ssh", 0.0, NOW, "unhealthy", "addr_in_use", "port 22 is taken", failed=2, ended=6.0),
-        Span(5, "home", "ssh", 6.0, NOW, "bind_failed", "addr_in_use", "port 22 is taken", failed=1),
-        Span(6, "lab", "web", 0.0, NOW, "healthy", addr="::1", port=9000, binds=1),
+        Span(1, "home", "web", 0.0, now, "healthy", addr="0.0.0.0", port=8001, binds=1, ended=18_000.0),
+        Span(2, "home", "web", 18_000.0, now, "unhealthy", "target_down", "it said \x1b[31mno\x1b[0m", ended=18_360.0),
+        Span(3, "home", "web", 18_360.0, now, "healthy", addr="0.0.0.0", port=8001),
+        Span(4, "home", "ssh", 0.0, now, "unhealthy", "addr_in_use", "port 22 is taken", failed=2, ended=6.0),
+        Span(5, "home", "ssh", 6.0, now, "bind_failed", "addr_in_use", "port 22 is taken", failed=1),
+        Span(6, "lab", "web", 0.0, now, "healthy", addr="::1", port=9000, binds=1),
     ]
     sessions = [
-        SessionSpan(7, "home", "192.0.2.1", 0.0, NOW, reason="lost", message="silent", ended=18_000.0),
-        SessionSpan(8, "home", "192.0.2.1", 18_360.0, NOW),
-        SessionSpan(9, "lab", "192.0.2.2", 0.0, NOW),
+        SessionSpan(7, "home", "192.0.2.1", 0.0, now, reason="lost", message="silent", ended=18_000.0),
+        SessionSpan(8, "home", "192.0.2.1", 18_360.0, now),
+        SessionSpan(9, "lab", "192.0.2.2", 0.0, now),
     ]
     store.write(run, spans, sessions)
     store.close()
@@ -125,7 +123,8 @@ def test_a_terminal_gets_what_fits_and_no_control_character(state: Path, monkeyp
     from tunnel.cli.history_table import print_report
     from tunnel.history.report import Wanted, read_report
 
-    print_report(read_report(state / "history.sqlite", Wanted(NOW - 86_400, NOW + 1)), out, name="")
+    now = datetime.now(UTC).timestamp()
+    print_report(read_report(state / "history.sqlite", Wanted(now - 86_400, now + 1)), out, name="")
     plain = re.sub(r"\x1b\[\d+m", "", out.getvalue())
     table = [line for line in plain.splitlines() if "UPTIME" in line or "99.00 %" in line]
     assert len(table) == 2

@@ -280,7 +280,9 @@ def test_a_clients_pair_of_the_options_goes_over_that_of_the_file(folder: Path) 
     assert (config.cert_file, config.key_file) == (cert, key)
     key.chmod(0o644)
     wrong = error_of(load_client, None, ClientOptions(("a",), token=TOKEN, cert_file=cert, key_file=key))
-    assert list(map(str, wrong)) == [f"--key-file: {key}: can be read by others (mode 0644); run: chmod 600 {key}"]
+    (mistake,) = wrong  # of a long path the message shows the beginning, the remedy all of it
+    assert str(mistake).startswith("--key-file: /")
+    assert str(mistake).endswith(f": can be read by others (mode 0644); run: chmod 600 {key}")
     alone = error_of(load_client, None, ClientOptions(("a",), token=TOKEN, cert_file=cert))
     assert [mistake.path for mistake in alone] == ["--key-file"]
 

@@ -143,7 +143,7 @@ def test_what_needs_a_restart_says_so_and_no_process_ends_of_sighup(stage: Stage
     reload(server, "read again: 2 changes")
     assert "bind retry: for ever" in server.stderr
     assert "limits: login_seconds is 3 (10 before)" in server.stderr
-    server.config.write_text('bind_port = 1\n[history]\nenabled = false\n')
+    server.config.write_text("bind_port = 1\n[history]\nenabled = false\n")
     reload(server, "read again: 2 changes")
     assert "history needs a restart: it has changed" in server.stderr
     assert "admin.listen" not in server.stderr  # --admin goes over the file, now as then

@@ -20,6 +20,7 @@ from tunnel.client.view import SessionState, View
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.config.diff import Action
 from tunnel.errors import unwrapped
+from tunnel.limits import share_one_arena
 from tunnel.notify_socket import NotifySocket
 from tunnel.profile import Profile, relay_figures
 from tunnel.reload import C, Reloader
@@ -85,6 +86,7 @@ def run_serve(
         return evolve(config, state_dir=config.state_dir or default_state_dir())
 
     config, options = complete(config), options.completed(complete)
+    share_one_arena()
     with logs.configure(options.verbose, options.log_format):
         profile = Profile("server", options.profile_dir)
         say = partial(announce, config=config, introduce=introduce, public_host=public_host)
@@ -158,6 +160,7 @@ def run_connect(config: ClientConfig, options: ProcessOptions[ClientConfig], *, 
 
     view = make_view("json" if as_json else "auto", server=str(config.servers[0]), snapshot=snapshot)
     on_screen = isinstance(view, TableView) and sys.stderr.isatty()
+    share_one_arena()
     with logs.configure(options.verbose, options.log_format, stream=view.log_stream if on_screen else None):
         profile = Profile("client", options.profile_dir)
         logs.set_level(config.log_level, options.verbose)
