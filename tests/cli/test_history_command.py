@@ -16,6 +16,7 @@ from tunnel.cli.main import cli
 from tunnel.history.ledger import SessionSpan, Span
 from tunnel.history.store import Run, Store
 
+
 class Terminal(io.StringIO):
     encoding = "utf-8"
 
