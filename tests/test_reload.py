@@ -17,8 +17,17 @@ from tunnel.backoff import RetryPolicy
 from tunnel.client import app as app_module
 from tunnel.client.app import Client
 from tunnel.config import ClientConfig, Limits, ProxyConfig, ServerConfig
-from tunnel.config.actions import SetLimits, SetToken
-from tunnel.config.diff import Action, DropProxy, NeedsRestart, SetBindRetry, SetProxy, SetTargets, diff
+from tunnel.config.actions import (
+    Action,
+    DropProxy,
+    NeedsRestart,
+    SetBindRetry,
+    SetLimits,
+    SetProxy,
+    SetTargets,
+    SetToken,
+)
+from tunnel.config.diff import diff
 from tunnel.config.file import ClientOptions, load_client
 from tunnel.errors import ConfigError, Mistake, TunnelError
 from tunnel.messages import ProxyStatusUpdate, Status

@@ -7,7 +7,8 @@ from tunnel.admin.http import Request
 from tunnel.admin.site import AdminSource
 from tunnel.client.session import Identity
 from tunnel.config import ClientConfig, Grant, ServerConfig
-from tunnel.config.diff import SetClients, diff
+from tunnel.config.actions import SetClients
+from tunnel.config.diff import diff
 from tunnel.config.file import ClientOptions
 from tunnel.config.receivers import Email, Webhook
 from tunnel.messages import Tickets, Welcome

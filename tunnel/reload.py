@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 import trio
 
 from tunnel.config import ClientConfig, ServerConfig
-from tunnel.config.diff import Action, NeedsRestart, applied, diff
+from tunnel.config.actions import Action, NeedsRestart
+from tunnel.config.diff import applied, diff
 from tunnel.errors import ConfigError, TunnelError
 
 C = TypeVar("C", ClientConfig, ServerConfig)

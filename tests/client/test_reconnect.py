@@ -19,7 +19,8 @@ from tunnel.client import board as board_module
 from tunnel.client.app import Client
 from tunnel.client.resolver import ServerAddress
 from tunnel.config import ClientConfig, Limits, ProxyConfig
-from tunnel.config.diff import SetServers, diff
+from tunnel.config.actions import SetServers
+from tunnel.config.diff import diff
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Status, Welcome
 

@@ -25,23 +25,25 @@ from tunnel.config import (
     ProxyConfig,
     ServerConfig,
 )
-from tunnel.config.actions import SetLimits, SetLogLevel, SetToken, SetTrust
-from tunnel.config.diff import (
+from tunnel.config.actions import (
     Action,
     DropProxy,
     NeedsRestart,
     SetBindRetry,
     SetClients,
     SetDataChannels,
+    SetLimits,
+    SetLogLevel,
     SetNotices,
     SetProxy,
     SetResolveSeconds,
     SetServers,
     SetTargets,
     SetTls,
-    applied,
-    diff,
+    SetToken,
+    SetTrust,
 )
+from tunnel.config.diff import applied, diff
 from tunnel.config.receivers import Webhook
 
 TOKEN = "s3cret-Token"

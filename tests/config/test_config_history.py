@@ -8,7 +8,8 @@ from attrs import evolve
 
 from tunnel.addresses import HostPort
 from tunnel.config import ClientConfig, HistoryConfig, ServerConfig
-from tunnel.config.diff import NeedsRestart, diff
+from tunnel.config.actions import NeedsRestart
+from tunnel.config.diff import diff
 from tunnel.config.file import ClientOptions, check_file, load_client, load_server
 from tunnel.errors import ConfigError
 from tunnel.history.place import history_file

@@ -8,7 +8,8 @@ from typing import Any
 
 from tunnel.backoff import LinearPolicy
 from tunnel.certificates import make_self_signed
-from tunnel.config.diff import NeedsRestart, diff
+from tunnel.config.actions import NeedsRestart
+from tunnel.config.diff import diff
 from tunnel.config.file import load_client, load_server
 
 from . import meanings

@@ -14,7 +14,7 @@ from test_webhook import SECRET_PATH, Hook, answers, receiver
 
 from tunnel.addresses import HostPort
 from tunnel.config import NoticeConfig
-from tunnel.config.diff import SetNotices
+from tunnel.config.actions import SetNotices
 from tunnel.config.receivers import Email, Webhook
 
 

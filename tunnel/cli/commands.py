@@ -18,7 +18,7 @@ from tunnel.client.make_view import make_view
 from tunnel.client.table import TableView
 from tunnel.client.view import SessionState, View
 from tunnel.config import ClientConfig, ServerConfig
-from tunnel.config.diff import Action
+from tunnel.config.actions import Action
 from tunnel.errors import unwrapped
 from tunnel.limits import share_one_arena
 from tunnel.notify_socket import NotifySocket

@@ -21,8 +21,8 @@ from tunnel.client.resolver import Resolver, leave_name, look_up
 from tunnel.client.routes import RouteTable
 from tunnel.client.session import ClientSession, Identity
 from tunnel.config import ClientConfig, ProxyConfig
-from tunnel.config.actions import SetTrust
-from tunnel.config.diff import Action, applied
+from tunnel.config.actions import Action, SetTrust
+from tunnel.config.diff import applied
 from tunnel.errors import PeerLost, Refused, RemoteProtocolError, TunnelError
 from tunnel.limits import socket_bound, visitor_bound
 from tunnel.messages import Farewell, Goodbye, ProxyStatusUpdate, Reason, Welcome

@@ -1,22 +1,36 @@
-"""What a changed configuration means for a running process: a list of actions, or for what only a start can change a
-word that says so. Pure; called by a reload (SIGHUP), carried out by `Client.apply` and `Server.apply`.
+"""What a changed configuration means for a running process: a list of `actions`, or for what only a start can change
+a word that says so. Pure; called by a reload.
 
 `diff` and `applied` are two halves: `applied(old, diff(old, new))` is `new`, save what needs a restart and the order of
 the proxies, which means nothing.
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, assert_never, overload
 
-from attrs import evolve, field, fields, frozen
+from attrs import evolve, fields
 
-from tunnel.addresses import HostPort, Target
-from tunnel.backoff import Policy
-from tunnel.config import ClientConfig, Grant, HealthCheck, Limits, NoticeConfig, PoolConfig, ProxyConfig, ServerConfig
-from tunnel.config.actions import SetLimits, SetLogLevel, SetToken, SetTrust
+from tunnel.config import ClientConfig, Limits, ProxyConfig, ServerConfig
+from tunnel.config.actions import (
+    Action,
+    DropProxy,
+    NeedsRestart,
+    SetBindRetry,
+    SetClients,
+    SetDataChannels,
+    SetLimits,
+    SetLogLevel,
+    SetNotices,
+    SetProxy,
+    SetResolveSeconds,
+    SetServers,
+    SetTargets,
+    SetTls,
+    SetToken,
+    SetTrust,
+    show,
+)  # fmt: skip
 
-MAX_SHOWN = 100  # characters of a value in a message
 _CLIENT_AT_START = ("admin", "admin_hosts", "state_dir", "history", "watch")
 _PATHS = {"admin": "admin.listen", "admin_hosts": "admin.hosts"}  # of fields whose key is called otherwise
 _SERVER_AT_START = ("listen", "proxy_protocol_from", "admin", "admin_hosts", "state_dir", "history", "watch")
@@ -26,135 +40,6 @@ _TRUST = {  # the fields of `SetTrust`, and what they are to people
 }  # fmt: skip
 _TLS = ("cert_file", "key_file", "client_ca_file", "tls_min_version")
 _NEVER_SHOWN = ("history",)
-
-
-@frozen
-class SetServers:
-    """Other addresses of the server; a session on one that is missing moves to another."""
-
-    servers: tuple[HostPort, ...]
-
-    def __str__(self) -> str:
-        return f"the server's addresses are {_show(self.servers)}"
-
-
-@frozen
-class SetResolveSeconds:
-    seconds: float
-
-    def __str__(self) -> str:
-        return f"names are looked up every {self.seconds:g} s"
-
-
-@frozen
-class SetDataChannels:
-    pool: PoolConfig
-
-    def __str__(self) -> str:
-        return f"data channels: {self.pool.min} to {self.pool.max}, at most {self.pool.max_per_address} an address"
-
-
-@frozen
-class SetProxy:
-    """A proxy that is new, or changed in what the server knows of it: its listener may start afresh."""
-
-    proxy: ProxyConfig
-    is_new: bool = field(default=False, eq=False)  # for the message only
-
-    def __str__(self) -> str:
-        return f"proxy '{self.proxy.name}' is {'new' if self.is_new else 'changed'}: {self.proxy.publish}"
-
-
-@frozen
-class SetTargets:
-    """What a proxy has behind it: never touches its listener, nor streams that have their target."""
-
-    name: str
-    targets: tuple[Target, ...]
-    pool: PoolConfig
-    health_check: HealthCheck | None
-
-    def __str__(self) -> str:
-        return f"proxy '{self.name}' keeps its listener; its targets are {_show(self.targets)}"
-
-
-@frozen
-class DropProxy:
-    name: str
-
-    def __str__(self) -> str:
-        return f"proxy '{self.name}' is closed; visitors inside may finish"
-
-
-@frozen
-class SetBindRetry:
-    """Of a server, for proxies that bring none of their own."""
-
-    policy: Policy
-
-    def __str__(self) -> str:
-        retries = "for ever" if self.policy.max_retries is None else f"{self.policy.max_retries} retries"
-        return f"bind retry: {retries}, from the next one on"
-
-
-@frozen
-class SetClients:
-    """Who may log in at a server, and what for; sessions under way are held to it. The names are for the message."""
-
-    clients: tuple[Grant, ...]
-    new: tuple[str, ...] = field(default=(), eq=False)
-    gone: tuple[str, ...] = field(default=(), eq=False)
-    other: tuple[str, ...] = field(default=(), eq=False)
-
-    def __str__(self) -> str:
-        said = [("new", self.new), ("removed", self.gone), ("changed", self.other)]
-        return "clients: " + "; ".join(f"{word}: {_show(names)}" for word, names in said if names)
-
-
-@frozen
-class SetTls:
-    """A server's certificate, whom it asks for one, and the least version: for connections from now on. Where another
-    CA's certificates are asked for, the sessions end, and come back with one."""
-
-    cert_file: Path | None
-    key_file: Path | None
-    client_ca_file: Path | None
-    tls_min_version: str
-
-    def __str__(self) -> str:
-        asked = "" if self.client_ca_file is None else f", and clients need one of {self.client_ca_file}"
-        shown = "the one in the state directory" if self.cert_file is None else str(self.cert_file)
-        return f"TLS {self.tls_min_version} at least; the certificate is {shown}{asked}"
-
-
-@frozen
-class SetNotices:
-    """Whom to tell what, on either side; receivers that stay so keep what they have been told."""
-
-    notices: tuple[NoticeConfig, ...]
-
-    def __str__(self) -> str:
-        return f"notices go to {_show(tuple(notice.name for notice in self.notices))}"
-
-
-@frozen
-class NeedsRestart:
-    """A change that waits for a restart: the key path, and both values as people may see them (empty: a secret)."""
-
-    path: str
-    old: str
-    new: str
-
-    def __str__(self) -> str:
-        values = f" ({self.old} is in force, {self.new} in the file)" if self.old or self.new else ""
-        return f"{self.path} needs a restart: it has changed{values}"
-
-
-ClientAction = (
-    SetServers | SetResolveSeconds | SetDataChannels | SetProxy | SetTargets | DropProxy | SetToken | SetTrust
-)
-ServerAction = SetBindRetry | SetClients | SetTls
-Action = ClientAction | ServerAction | SetNotices | SetLimits | SetLogLevel | NeedsRestart
 
 
 @overload
@@ -310,24 +195,5 @@ def _restart(key: str, old: Any, new: Any) -> Iterator[NeedsRestart]:
     if old == new:
         return
     path = _PATHS.get(key, key)
-    shown = ("", "") if key in _NEVER_SHOWN else (_show(old), _show(new))
+    shown = ("", "") if key in _NEVER_SHOWN else (show(old), show(new))
     yield NeedsRestart(path, *(("", "") if shown[0] == shown[1] else shown))
-
-
-def _show(value: Any) -> str:
-    """A value as people know it, on one line."""
-    if isinstance(value, tuple):
-        text = ", ".join(map(_show, value)) or "none"
-    elif isinstance(value, bytes):
-        text = f"sha256:{value.hex()}"
-    else:
-        text = "none" if value is None else str(value)
-    text = "".join(c if c.isprintable() else "\ufffd" for c in text)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
-
-
-__all__ = [
-    "Action", "ClientAction", "DropProxy", "NeedsRestart", "SetBindRetry", "SetClients", "SetDataChannels",
-    "SetLimits", "SetLogLevel", "SetNotices", "SetProxy", "SetResolveSeconds", "SetServers", "SetTargets", "SetTls",
-    "SetToken", "SetTrust", "applied", "diff",
-]  # fmt: skip
