@@ -68,7 +68,7 @@ def folders(paths: Iterable[Path]) -> dict[Path, object]:
     for path in paths:
         for name in _names(path):
             folder = name.parent
-            while not folder.is_dir() and folder != folder.parent:
+            while not os.path.isdir(folder) and folder != folder.parent:
                 folder = folder.parent
             found.add(folder)
     return {folder: _identity(folder) for folder in sorted(found)}
@@ -79,11 +79,18 @@ def _names(path: Path) -> list[Path]:
     names = [path]
     for name in names:
         for part in (name, *name.parents):
-            if part.is_symlink() and len(names) < MAX_LINKS:
-                rest = name.relative_to(part)
-                further = Path(os.path.normpath(part.parent / os.readlink(part) / rest))
+            if len(names) < MAX_LINKS and (leads_to := _link(part)) is not None:
+                further = Path(os.path.normpath(part.parent / leads_to / name.relative_to(part)))
                 names += [one for one in (part, further) if one not in names]
     return names
+
+
+def _link(path: Path) -> str | None:
+    """Where a link leads; None where there is none, or none that may be looked at."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
 
 
 def _identity(path: Path) -> object:
@@ -115,7 +122,15 @@ class Watch:
         self._has_said = False
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. What goes wrong in here costs a while without a look, and not the tunnel."""
+        while True:
+            try:
+                await self._run()
+            except Exception:
+                log.exception("changed files are not looked for in the next %g s", AGAIN_SECONDS)
+            await trio.sleep(AGAIN_SECONDS)
+
+    async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             listening = trio.CancelScope()
             where: dict[Path, object] = {}
