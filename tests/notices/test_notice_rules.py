@@ -162,6 +162,15 @@ def test_a_session_that_was_taken_over_before_the_old_one_ended_is_there() -> No
     assert Ear().starts().starts().ends().until(HOUR).told == []
 
 
+def test_a_client_that_comes_with_other_proxies_each_time_is_lost_with_its_newest_alone() -> None:
+    ear = Ear(after=0.0, interval=0.0)
+    for life in range(3):
+        ear.starts().heals(f"web-{life}").ends()
+    assert [(group.subjects[0].proxies_total, group.subjects[0].proxies) for group in ear.groups[::2]] == [
+        (1, (f"web-{life}",)) for life in range(3)
+    ]
+
+
 def test_two_hundred_clients_behind_one_line_are_one_notice() -> None:
     ear = Ear(gather=5.0)
     for number in range(200):

@@ -12,6 +12,8 @@ class Publishers:
     _proxies: dict[str, dict[str, None]] = field(factory=dict, init=False)  # in the order of publishing
 
     def enter(self, client: str) -> None:
+        """It tells anew what it publishes; who left with a crash again and again must not add up names."""
+        self._proxies.pop(client, None)
         self._sessions[client] = self._sessions.get(client, 0) + 1
 
     def leave(self, client: str) -> bool:
