@@ -290,6 +290,18 @@ def test_rows_are_bounded_and_what_lasts_is_never_pruned(tmp_path: Path) -> None
     assert newest["web"].last[0].began == pytest.approx(house.wall - 1, abs=2)
 
 
+def test_rows_are_bounded_however_fast_a_client_publishes_and_withdraws(tmp_path: Path) -> None:
+    house = House(tmp_path, max_rows=1000)
+    seen = []
+    for second in range(5):
+        for n in range(4000):
+            house.tell(status(second, f"p{n}"), event(second, "proxy.removed", proxy=f"p{n}"))
+        house.pass_by(1)
+        house.recorder.step()
+        seen.append(rows(house))
+    assert max(seen) <= 1000
+
+
 def test_rows_are_deleted_by_age_once_the_wall_clock_can_be_believed(tmp_path: Path) -> None:
     house = House(tmp_path, max_age_days=1.0)
     house.tell(status(0, "steady"), status(0, "web"), status(0, "web", "unhealthy", "target_down"), status(0, "web"))

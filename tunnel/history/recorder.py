@@ -19,7 +19,7 @@ from attrs import field, frozen
 from tunnel.errors import TunnelError
 from tunnel.history.ledger import Ledger
 from tunnel.history.life import own_life
-from tunnel.history.store import Run, Store
+from tunnel.history.store import PRUNE_ROWS, SLACK, Run, Store
 from tunnel.snapshot import Event, EventStream, Snapshot
 from tunnel.version import __version__
 
@@ -126,6 +126,7 @@ class Recorder:
         self._was_open = False
         self._calendar = Calendar(began_at)
         self._prune_at = 0.0
+        self._written = 0  # rows since the file was last pruned
 
     # The tunnel's side
 
@@ -195,13 +196,16 @@ class Recorder:
         spans, sessions = dict(ledger.spans), dict(ledger.sessions)
         store.write(run, spans.values(), sessions.values(), renamed=ledger.renamed)
         ledger.saved(spans, sessions)
-        if run.last >= self._prune_at:
+        self._written += len(spans) + len(sessions)
+        if run.last >= self._prune_at or self._written > SLACK * self._keeping.max_rows:
             self._prune(store)
 
     def _prune(self, store: Store) -> None:
         keeping, run = self._keeping, self._run
         before = run.last_at - keeping.max_age_days * DAY if self._calendar.is_steady(run.last) else None
-        deleted = store.prune(before=before, max_rows=keeping.max_rows, run=run.id)
+        most = PRUNE_ROWS + 2 * self._written  # more than came, or a client that publishes without end fills the disk
+        deleted = store.prune(before=before, max_rows=keeping.max_rows, run=run.id, most=most)
+        self._written = 0
         self._prune_at = run.last + (0.0 if deleted else PRUNE_SECONDS)
 
     def _opened(self) -> Store:

@@ -163,27 +163,28 @@ class Store:
         """Whether another file, or none, stands at the path now."""
         return _identity(self._path) != self._identity
 
-    def prune(self, *, before: float | None, max_rows: int, run: int | None) -> int:
-        """Delete what ended `before` that moment (wall clock; None: whenever) and the oldest beyond `max_rows`, some at
-        a time; what lasts stays. Returns how many rows; 0 when there is nothing left to prune. `run` is ours."""
+    def prune(self, *, before: float | None, max_rows: int, run: int | None, most: int = PRUNE_ROWS) -> int:
+        """Delete what ended `before` that moment (wall clock; None: whenever) and the oldest beyond `max_rows`, `most`
+        of either at a time; what lasts stays. Returns how many rows; 0 when there is nothing left to prune. `run` is
+        ours."""
         deleted = 0
         if before is not None:
-            deleted += self._prune_age(before, run)
+            deleted += self._prune_age(before, run, most)
         (rows,) = self._db.execute("SELECT (SELECT count(*) FROM spans) + (SELECT count(*) FROM sessions)").fetchone()
         if rows > max_rows:
-            deleted += self._prune_oldest(min(rows - int(max_rows * (1 - SLACK)), PRUNE_ROWS))
+            deleted += self._prune_oldest(min(rows - int(max_rows * (1 - SLACK)), most))
         if deleted:
             self._db.execute("PRAGMA incremental_vacuum(500)").fetchall()
         return deleted
 
-    def _prune_age(self, before: float, run: int | None) -> int:
+    def _prune_age(self, before: float, run: int | None, most: int) -> int:
         deleted = 0
         for table in ("spans", "sessions"):
             sql = (
                 f"DELETE FROM {table} WHERE (run, n) IN (SELECT t.run, t.n FROM {table} t JOIN runs r ON r.id = t.run "  # noqa: S608
                 "WHERE coalesce(t.ended, CASE WHEN r.last_at < ?1 THEN r.last END) + r.last_at - r.last < ?1 LIMIT ?2)"
             )
-            deleted += self._db.execute(sql, (before, PRUNE_ROWS)).rowcount
+            deleted += self._db.execute(sql, (before, most)).rowcount
         self._db.execute(
             "DELETE FROM runs WHERE last_at < ?1 AND id IS NOT ?2 AND NOT EXISTS (SELECT 1 FROM spans WHERE run = id) "
             "AND NOT EXISTS (SELECT 1 FROM sessions WHERE run = id)", (before, run),
