@@ -11,6 +11,7 @@ from trio.testing import MockClock, memory_stream_pair
 
 from tunnel.addresses import HostPort
 from tunnel.admin import http as admin_http
+from tunnel.admin import room
 from tunnel.admin.http import Request, Response, serve_connection
 from tunnel.admin.site import AdminSource, Route, Site, bind_admin, serve_admin
 from tunnel.errors import TunnelError
@@ -326,25 +327,47 @@ async def test_a_reader_that_stops_reading_is_cut_by_the_write_deadline(autojump
     assert trio.current_time() == admin_http.WRITE_SECONDS
 
 
-async def test_connections_over_the_bound_are_closed_at_once_and_room_comes_back(
+async def hold(where: HostPort, path: str = "") -> trio.SocketStream:
+    """A connection that was taken; then it is silent, or with a `path` does not read beyond the answer's beginning."""
+    stream = await trio.open_tcp_stream(where.host, where.port)
+    await stream.send_all(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % (path or "/healthz").encode())
+    await stream.receive_some(20)  # an answer proves it
+    return stream
+
+
+async def test_when_it_is_full_who_kept_silent_for_longest_leaves_for_who_comes(
     where: HostPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admin_http, "MAX_CONNECTIONS", 2)
-    holding = [await trio.open_tcp_stream(where.host, where.port) for _ in range(2)]
-    for stream in holding:  # an answer proves that the server has taken it
-        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await stream.receive_some()
-    async with await trio.open_tcp_stream(where.host, where.port) as refused:
-        assert await refused.receive_some() == b""
-    for stream in holding:
+    monkeypatch.setattr(room, "MAX_CONNECTIONS", 2)
+    first, second = await hold(where), await hold(where)
+    assert (await ask(where, "GET /healthz"))[0] == 200
+    async with first, second:
+        with trio.fail_after(30):
+            assert (await read_all(first)).endswith(b"ok\n")  # and then its end
+            await second.send_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert (await read_all(second)).endswith(b"ready\n")
+
+
+async def test_streams_stay_however_many_come_and_are_bounded_so_that_others_get_in(
+    where: HostPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(room, "MAX_STREAMS", 1)
+    staying = await hold(where, "/endless")
+    status, body = await ask(where, "GET /endless")
+    assert (status, b"close one of them" in body) == (503, True)
+    silent = [await hold(where) for _ in range(6)]
+    assert (await ask(where, "GET /healthz"))[0] == 200
+    await staying.receive_some(1000)  # the rest of its beginning
+    with trio.move_on_after(0.05) as waited:
+        await staying.receive_some()
+    assert waited.cancelled_caught, "it has not ended"
+    await staying.aclose()
+    for stream in silent:
         await stream.aclose()
     with trio.fail_after(30):
-        while True:
-            try:
-                assert (await ask(where, "GET /healthz"))[0] == 200
-            except (trio.BrokenResourceError, IndexError):
-                continue  # the server has not seen both ends yet
-            break
+        while (await ask(where, "GET /events"))[0] == 503:  # until the server has seen its end
+            pass
 
 
 class Failing:

@@ -7,13 +7,15 @@ there ends there.
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import h11
 import trio
 from attrs import Factory, field, frozen
 
-MAX_CONNECTIONS = 64  # a person, a few scrapers and dashboards; each costs at most a head, a body and an answer
+from tunnel.admin.room import MAX_STREAMS, Guest, Room
+
 MAX_HEAD_BYTES = 16 * 1024
 HEAD_SECONDS = 5.0  # from the connection, or from the first byte on a kept-alive one, to the end of the head
 MAX_BODY_BYTES = 64 * 1024
@@ -91,7 +93,7 @@ class _Door:
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._connections = 0  # open ones; counted up by the accepting task, down by each connection's
+        self._room = Room()
 
     async def accept(self, listener: trio.SocketListener, connections: trio.Nursery) -> None:
         is_failing = False
@@ -106,24 +108,30 @@ class _Door:
                     await trio.sleep(ACCEPT_PAUSE)
                     continue
                 is_failing = False
-                if self._connections >= MAX_CONNECTIONS:
-                    await trio.aclose_forcefully(stream)
-                    continue
-                self._connections += 1  # here and not in the task: a burst is accepted before the first task runs
-                connections.start_soon(self._serve, stream, name="admin connection")
+                guest = self._room.enter()  # here and not in the task: a burst is accepted before the first task runs
+                connections.start_soon(self._serve, stream, guest, name="admin connection")
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, stream: trio.SocketStream, guest: Guest) -> None:
         try:
-            await serve_connection(stream, self._answer)
+            with guest.scope:
+                await serve_connection(stream, self._answer, partial(self._room.lets_stay, guest), guest.gets_on)
         finally:
-            self._connections -= 1
+            self._room.leave(guest)
 
 
-async def serve_connection(stream: trio.abc.HalfCloseableStream, answer: Answer) -> None:
-    """Answer one peer's requests, then close `stream`. Only cancellation comes out of here."""
+async def serve_connection(
+    stream: trio.abc.HalfCloseableStream,
+    answer: Answer,
+    may_stream: Callable[[], bool] = lambda: True,
+    gets_on: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer one peer's requests, then close `stream`. Only cancellation comes out of here.
+
+    `may_stream` is asked before an answer that lasts, `gets_on` called with each whole request and each whole answer.
+    """
     try:
         async with stream:
-            await _Connection(stream, answer).run()
+            await _Connection(stream, answer, may_stream, gets_on).run()
     except* (OSError, trio.BrokenResourceError, trio.TooSlowError) as group:
         log.debug("admin.connection_lost", extra={"error": repr(group.exceptions[0])})
     except* Exception:
@@ -141,9 +149,17 @@ class _Unusable(Exception):
 class _Connection:
     """One peer: read a request, answer, again; h11 keeps the law of what may follow what."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream, answer: Answer) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        answer: Answer,
+        may_stream: Callable[[], bool],
+        gets_on: Callable[[], None],
+    ) -> None:
         self._stream = stream
         self._answer = answer
+        self._may_stream = may_stream
+        self._gets_on = gets_on
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._received = 0  # bytes of this request
 
@@ -151,7 +167,9 @@ class _Connection:
         try:
             request = await self._read_request()
             while request is not None:
-                await self._send(request, await self._answer(request))
+                self._gets_on()
+                await self._send(request, await self._respond(request))
+                self._gets_on()
                 if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                     return
                 self._http.start_next_cycle()
@@ -162,6 +180,12 @@ class _Connection:
             hint = exc.error_status_hint
             why = "the head is too large" if hint == 431 else "this is not an HTTP request"
             await self._part(error_response(hint, why))
+
+    async def _respond(self, request: Request) -> Response:
+        response = await self._answer(request)
+        if response.stream is not None and request.method != "HEAD" and not self._may_stream():
+            return error_response(503, f"{MAX_STREAMS} streams are read already, such as dashboards; close one of them")
+        return response
 
     async def _wait_next(self) -> bool:
         """True once the next request begins, False when the peer keeps silent or leaves."""
