@@ -4,6 +4,8 @@ import errno
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import trio
@@ -368,6 +370,31 @@ async def test_streams_stay_however_many_come_and_are_bounded_so_that_others_get
     with trio.fail_after(30):
         while (await ask(where, "GET /events"))[0] == 503:  # until the server has seen its end
             pass
+
+
+async def test_answers_that_nobody_reads_take_a_bounded_memory_and_the_newest_reader_has_its_own(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 16 * 1024 * 1024  # more than the kernel takes of one
+    monkeypatch.setattr(room, "MAX_UNREAD_BYTES", 2 * size)
+
+    async def big(_request: Request) -> Response:
+        return Response(200, bytes(size))
+
+    listeners = await bind_admin(HostPort("127.0.0.1", 0), asked_for=True)
+    where = HostPort("127.0.0.1", listeners[0].socket.getsockname()[1])
+    site = partial(serve_admin, listeners, source=make_source(), more=[Route("GET", "/big", big)])
+    await nursery.start(site)
+    slow = [await hold(where, "/big") for _ in range(4)]
+    assert len((await ask(where, "GET /big"))[1]) == size
+    ends = []
+    for stream in slow:
+        with trio.fail_after(30), suppress(trio.BrokenResourceError):
+            ends.append(len(await stream.receive_some(1)))
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            ends[-1] = len(await read_all(stream))
+        await stream.aclose()
+    assert [end > size for end in ends] == [False, False, False, True], "the slowest have made room"
 
 
 class Failing:

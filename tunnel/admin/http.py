@@ -114,7 +114,9 @@ class _Door:
     async def _serve(self, stream: trio.SocketStream, guest: Guest) -> None:
         try:
             with guest.scope:
-                await serve_connection(stream, self._answer, partial(self._room.lets_stay, guest), guest.gets_on)
+                await serve_connection(
+                    stream, self._answer, partial(self._room.lets_stay, guest), partial(self._room.gets_on, guest)
+                )
         finally:
             self._room.leave(guest)
 
@@ -123,11 +125,12 @@ async def serve_connection(
     stream: trio.abc.HalfCloseableStream,
     answer: Answer,
     may_stream: Callable[[], bool] = lambda: True,
-    gets_on: Callable[[], None] = lambda: None,
+    gets_on: Callable[[int], None] = lambda unread: None,
 ) -> None:
     """Answer one peer's requests, then close `stream`. Only cancellation comes out of here.
 
-    `may_stream` is asked before an answer that lasts, `gets_on` called with each whole request and each whole answer.
+    `may_stream` is asked before an answer that lasts, `gets_on` called with how much of an answer is to be read,
+    at each whole request and before and after each answer.
     """
     try:
         async with stream:
@@ -154,7 +157,7 @@ class _Connection:
         stream: trio.abc.HalfCloseableStream,
         answer: Answer,
         may_stream: Callable[[], bool],
-        gets_on: Callable[[], None],
+        gets_on: Callable[[int], None],
     ) -> None:
         self._stream = stream
         self._answer = answer
@@ -167,9 +170,7 @@ class _Connection:
         try:
             request = await self._read_request()
             while request is not None:
-                self._gets_on()
-                await self._send(request, await self._respond(request))
-                self._gets_on()
+                await self._exchange(request)
                 if self._http.states != {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                     return
                 self._http.start_next_cycle()
@@ -180,6 +181,13 @@ class _Connection:
             hint = exc.error_status_hint
             why = "the head is too large" if hint == 431 else "this is not an HTTP request"
             await self._part(error_response(hint, why))
+
+    async def _exchange(self, request: Request) -> None:
+        self._gets_on(0)
+        response = await self._respond(request)
+        self._gets_on(len(response.body))
+        await self._send(request, response)
+        self._gets_on(0)
 
     async def _respond(self, request: Request) -> Response:
         response = await self._answer(request)
@@ -261,7 +269,12 @@ class _Connection:
             if response.stream is not None:
                 await self._write(head)
                 return await self._run_stream(response.stream)
-            head = (head or b"") + (self._http.send(h11.Data(data=response.body)) or b"")
+            body = self._http.send(h11.Data(data=response.body))
+            if len(response.body) > MAX_BODY_BYTES:  # by itself: no copy is made of it
+                await self._write(head)
+                await self._write(body)
+                return await self._write(self._http.send(h11.EndOfMessage()))
+            head = (head or b"") + (body or b"")
         return await self._write(head, self._http.send(h11.EndOfMessage()))
 
     async def _run_stream(self, produce: Callable[[Send], Awaitable[None]]) -> None:
@@ -280,7 +293,7 @@ class _Connection:
 
     async def _write(self, *pieces: bytes | None) -> None:
         with trio.fail_after(WRITE_SECONDS):
-            await self._stream.send_all(b"".join(piece or b"" for piece in pieces))
+            await self._stream.send_all(b"".join([piece for piece in pieces if piece]))
 
     async def _part(self, response: Response) -> None:
         """Say why, and let the peer read it: closing with unread bytes would reset the connection under the answer."""

@@ -151,11 +151,14 @@ class Site:
 
 
 def _own_routes(source: AdminSource) -> tuple[Route, ...]:
+    one_at_a_time = trio.Lock()  # who asks too often waits, and memory holds one that is being made
+
     async def stats(request: Request) -> Response:
         name = dict(parse_qsl(request.query)).get("name")
-        views = source.views() if name is None else only(source.views(), name)
         head = {"role": source.role, "version": __version__}
-        return Response(200, await stats_body(head, views, source.extra_stats()), "application/json")
+        async with one_at_a_time:
+            views = source.views() if name is None else only(source.views(), name)
+            return Response(200, await stats_body(head, views, source.extra_stats()), "application/json")
 
     async def alive(_request: Request) -> Response:
         return Response(200, b"ok\n")
