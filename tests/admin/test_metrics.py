@@ -79,6 +79,15 @@ async def test_text_made_in_slices_is_the_text_made_in_one_go(accept: str) -> No
     assert mine[1].partition(b"trio_tunnel_event")[2] == theirs[1].partition(b"trio_tunnel_event")[2]
 
 
+@pytest.mark.parametrize(
+    "accept", ["text/plain;version=new", "text/plain;version==", "application/openmetrics-text;version=1.x"]
+)
+async def test_who_accepts_nonsense_gets_plain_text_and_no_line_in_the_log(accept: str) -> None:
+    answer = await ask(HandMade(("home", view("web"))), accept)
+    assert answer.status == 200
+    assert answer.content_type.startswith("text/plain")
+
+
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
 async def test_odd_names_come_out_as_they_went_in(accept: str) -> None:
     text = await text_of(HandMade(*(('cli"ent\\\n', view(name)) for name in ODD)), accept)

@@ -99,8 +99,11 @@ async def _at_leisure(items: Iterator[T]) -> AsyncIterator[T]:
 
 
 def encoder_for(accept: str) -> tuple[Encoder, str]:
-    """The best format of those a scraper accepts, and its media type."""
-    return choose_encoder(accept)  # type: ignore[return-value, unused-ignore]  # all it asks of a `Part` is `collect`
+    """The best format of those a scraper accepts, and its media type; plain text where what it accepts is nonsense."""
+    try:
+        return choose_encoder(accept)  # type: ignore[return-value, unused-ignore]  # all it asks of a `Part`: `collect`
+    except (ValueError, TypeError):  # of a version that is no number
+        return choose_encoder("")  # type: ignore[return-value, unused-ignore]
 
 
 def look_at_process() -> list[Family]:
