@@ -98,13 +98,14 @@ class House:
         return stream
 
     @asynccontextmanager
-    async def login(self, *, token="lab-token", instance="1" * 32, epoch=1, hello=True):
+    async def login(self, *, token="lab-token", instance="1" * 32, epoch=1, hello=True, **more):
         """A hand-made client; yields its control channel and Welcome."""
         stream = await self.tls()
         headers = {
             "Authorization": f"Bearer {token}",
             "Trio-Tunnel-Instance": instance,
             "Trio-Tunnel-Epoch": str(epoch),
+            **more,
         }
         async with open_client_control(stream, host="localhost", path="/control", headers=headers) as control:
             welcome = None

@@ -1,9 +1,10 @@
 """What a token allows, at a living session: hand-made messages get no more (B11), and a reload counts at once."""
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -69,7 +70,9 @@ class Lab:
 
 
 @asynccontextmanager
-async def open_lab(files: Path, **allowed: Any) -> AsyncIterator[Lab]:
+async def open_lab(
+    files: Path, headers: Mapping[str, str] = MappingProxyType({}), **allowed: Any
+) -> AsyncIterator[Lab]:
     grant = Grant("lab", hash_token("lab-token"), **{"allow_ports": None, **allowed})
     config = ServerConfig(
         (HostPort("127.0.0.1", 0),), None, files / "cert.pem", files / "key.pem", clients=(grant,), limits=QUICK
@@ -77,7 +80,7 @@ async def open_lab(files: Path, **allowed: Any) -> AsyncIterator[Lab]:
     with trio.fail_after(30):
         async with open_server(config) as server, trio.open_nursery() as nursery:
             house = House(server, files, nursery)
-            async with house.login() as (control, _):
+            async with house.login(**headers) as (control, _):
                 lab = Lab(server, config, control)
                 nursery.start_soon(lab.hear)
                 yield lab
@@ -275,3 +278,12 @@ async def test_limits_that_change_hold_for_living_sessions_save_the_heartbeat_th
         limits = lab.session._config.limits
         assert (limits.ticket_seconds, limits.heartbeat_seconds) == (3.0, QUICK.heartbeat_seconds)
         assert lab.server.config.limits == wanted
+
+
+async def test_who_only_looks_has_no_visitors_whatever_limits_a_reload_brings(files: Path) -> None:
+    (port,) = free_ports(1)
+    async with open_lab(files, {"Trio-Tunnel-Yields": "1"}) as lab:
+        await lab.control.send(ProxySet(1, specs(port)))
+        await lab.until_seen(p0="healthy")
+        lab.server.apply(evolve(lab.config, limits=evolve(QUICK, max_visitors_per_proxy=7)))
+        assert [listener.max_visitors for listener in lab.session._published._listeners] == [0]

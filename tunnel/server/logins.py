@@ -57,7 +57,7 @@ class Logins:
         self._registry = registry
         self._events = events
         self._remember_port = remember_port
-        self._sessions: dict[Session, None] = {}
+        self._sessions: dict[Session, bool] = {}  # whether it yields
         self._waiting: Counter[str] = Counter()  # of each client: logins that are being judged
         self._shares = Quota(LOGINS, LOGINS_PER_SECOND)  # of each client
 
@@ -69,8 +69,9 @@ class Logins:
 
     def limit(self, limits: Limits) -> None:
         self._config = evolve(self._config, limits=limits)
-        for session in self._sessions:
-            session.limit(limits)
+        for session, yields in self._sessions.items():
+            if not yields:  # which would have visitors then
+                session.limit(limits)
 
     @property
     def sessions(self) -> tuple[Session, ...]:
@@ -148,7 +149,7 @@ class Logins:
                 grant.name, session, instance=newcomer.instance, epoch=newcomer.epoch, since=session.since,
                 yields=newcomer.yields,
             )  # fmt: skip
-            self._sessions[session] = None
+            self._sessions[session] = newcomer.yields
             events.publish("session.started", client=grant.name, peer=newcomer.peer)
             began = trio.current_time()
             log.info("client '%s' %s", grant.name, _LOOKS if newcomer.yields else "connected")
