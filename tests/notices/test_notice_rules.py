@@ -9,7 +9,7 @@ from notice_rig import AT, Ear, config, update
 
 from tunnel.config.receivers import NOTICE_EVENTS
 from tunnel.messages import Reason
-from tunnel.notices.cases import MAX_CASES
+from tunnel.notices.cases import MAX_CASES, VOID_WAKES
 from tunnel.snapshot import ProxyView, SessionView, Snapshot
 
 HOUR = 3600.0
@@ -319,6 +319,16 @@ def test_more_troubles_than_anybody_can_have_are_counted_and_not_kept() -> None:
         ear.status(f"p{number}", "unhealthy", Reason.TARGET_DOWN, client=f"c{number // 1000}")
     assert (len(ear.rules._cases), ear.rules.ignored) == (MAX_CASES, 5)
     assert ear.until(HOUR).told == [(60, "unhealthy", MAX_CASES)]
+
+
+def test_what_comes_and_goes_without_end_leaves_nothing_behind() -> None:
+    ear = Ear(after=HOUR)
+    for _ in range(100):
+        for number in range(100):
+            ear.sick(f"p{number}").heals(f"p{number}")
+    assert len(ear.rules._cases._wakes) <= VOID_WAKES + 2
+    ear.sick("p0").until(2 * HOUR)
+    assert ear.told == [(HOUR, "unhealthy", 1)]
 
 
 def test_what_a_peer_writes_is_one_printable_line_of_bounded_length() -> None:

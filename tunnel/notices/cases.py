@@ -11,6 +11,8 @@ from tunnel.notices.notice import Group, Subject
 
 MAX_CASES = 10_000  # things in trouble, or lately so; ten clients with every proxy they may have, some 10 MiB
 
+VOID_WAKES = 1000  # kept beside those that count, so that they are seldom cleared away
+
 Key = tuple[str, str, str]  # what it is, client, proxy
 
 
@@ -89,3 +91,11 @@ class Cases:
         elif case.wake_at < case.scheduled_at:
             case.scheduled_at = case.wake_at
             heapq.heappush(self._wakes, (case.wake_at, next(self._numbers), key))
+            if len(self._wakes) > 2 * len(self._cases) + VOID_WAKES:
+                self._clear_wakes()
+
+    def _clear_wakes(self) -> None:
+        """What comes and goes leaves a void one each time, which would wait for its hour."""
+        live = {key: case.scheduled_at for key, case in self._cases.items()}
+        self._wakes = [wake for wake in self._wakes if live.get(wake[2]) == wake[0]]
+        heapq.heapify(self._wakes)
