@@ -17,6 +17,7 @@ DOWN = {**SITE, "down": "GET / answered 500"}
 
 def test_a_client_tells_its_pools_and_each_address_in_trouble() -> None:
     channels = {
+        "hits": 0, "misses": 3,
         "states": {"available": 1, "in_use": 2, "connecting": 1}, "hit": None, "leaks": {},
         "addresses": {"192.0.2.1:8443": SITE, "192.0.2.2:8443": TIRED},
     }  # fmt: skip

@@ -16,7 +16,7 @@ MAX_SECONDS = 100_000  # of what is told in seconds
 def pool_lines(stats: dict[str, Any]) -> list[str]:
     """Nothing for a process that pools nothing."""
     pools = _table(stats.get("connection_pool"))
-    lines = list(_pool("data channels", _table(pools.get("data_channels"))))
+    lines = list(_pool("data channels", _table(pools.get("data_channels")), is_lent=False))
     for name, pool in _table(pools.get("targets")).items():
         lines += _pool(f"targets of {clean(str(name))}", _table(pool))
     for client, channels in _table(pools.get("clients")).items():
@@ -24,7 +24,8 @@ def pool_lines(stats: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _pool(name: str, pool: dict[str, Any]) -> Iterator[str]:
+def _pool(name: str, pool: dict[str, Any], *, is_lent: bool = True) -> Iterator[str]:
+    """`is_lent` where each visitor takes one: data channels are shared by all, and how many were ready says nothing."""
     if not pool:
         return
     states, sites = _table(pool.get("states")), _table(pool.get("addresses"))
@@ -32,7 +33,7 @@ def _pool(name: str, pool: dict[str, Any]) -> Iterator[str]:
     is_hot = pool.get("min") != 0 or ready > 0
     line = f"{name}: {f'{ready} ready' if is_hot else 'none kept ready'}, {in_use} in use"
     hits, leases = _number(pool.get("hits")), _number(pool.get("leases"))
-    if asked := hits + _number(pool.get("misses")):
+    if is_lent and (asked := hits + _number(pool.get("misses"))):
         share = (
             f"{hits / asked:.1%} of {asked:,} found one ready"
             if is_hot

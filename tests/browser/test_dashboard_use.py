@@ -81,6 +81,13 @@ def test_a_client_shows_its_server_and_its_pools(page: Page) -> None:
     until(lambda: page.text("#headline") == "No session with the server")
     assert page.text("#subline") == "Lost tunnel.example.com:8443: no route; trying again in 7 s"
     assert page.driver.execute_script("return document.getElementById('sessions-panel').hidden") is True
+    pool = {
+        "states": {"available": 2}, "min": 2, "max": 8, "waiting": 0, "lent": 0, "hits": 1, "misses": 1,
+        "waits": {"p95": None}, "failures": {}, "leaks": {}, "addresses": {},
+    }  # fmt: skip
+    puppet.extra = {"connection": state, "connection_pool": {"data_channels": pool, "targets": {"web": pool}}}
+    until(lambda: "50.0 % of 2 found one ready" in page.text("#pools"))
+    assert page.text("#pools").count("found one ready") == 1  # data channels are shared, and tell none
     puppet.stop()
 
 

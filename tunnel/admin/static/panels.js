@@ -64,7 +64,7 @@ export class Pools {
     setHidden($("pools-panel"), head.role === "server" || !head.role);
     const more = (head.targets_in_all ?? 0) - Object.keys(head.targets ?? {}).length;
     this._keep(pools.map(([title]) => title));
-    for (const [title, pool] of pools) this._showPool(this._parts.get(title), pool);
+    for (const [title, pool] of pools) this._showPool(this._parts.get(title), pool, pool !== head.data_channels);
     setText(this._note, pools.length ? (more > 0 ? `and ${number(more)} more pools` : "") : "Without a session there are none.");
   }
 
@@ -80,7 +80,8 @@ export class Pools {
     $("pools").replaceChildren(...this._parts.values(), this._note);
   }
 
-  _showPool(element, pool) {
+  // Lent is what each visitor takes one of; data channels are shared by all, so how many were ready says nothing.
+  _showPool(element, pool, isLent) {
     const [head, bar, words, troubles] = element.children;
     const states = pool.states ?? {};
     const count = { ready: states.available, used: states.in_use, coming: (states.connecting ?? 0) + (states.validating ?? 0), ill: (states.unhealthy ?? 0) + (states.quarantined ?? 0) };
@@ -89,7 +90,8 @@ export class Pools {
       setHidden(bar.children[index], !count[state]);
     });
     const asked = (pool.hits ?? 0) + (pool.misses ?? 0);
-    setText(head.lastChild, asked ? `${percent(pool.hits, asked)} of ${number(asked)} found one ready` : "not asked for yet");
+    const share = asked ? `${percent(pool.hits, asked)} of ${number(asked)} found one ready` : "not asked for yet";
+    setText(head.lastChild, isLent ? share : "");
     const parts = [`${number(count.ready)} ready`, `${number(count.used)} in use`];
     if (count.coming) parts.push(`${count.coming} coming`);
     if (count.ill) parts.push(`${count.ill} in quarantine`);
