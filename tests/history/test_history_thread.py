@@ -48,7 +48,7 @@ async def test_what_was_there_before_and_what_came_until_the_end_is_in_the_file(
     report = read_report(path, Wanted(0, 1e11))
     assert [one.name for one in report.proxies] == ["early", "web"]
     assert [(run.end, one.end) for run, one in zip(report.runs, report.sessions, strict=True)] == [
-        ("stopped", "unknown")
+        ("stopped", "stopped")
     ]
     assert "history" not in threads()
 

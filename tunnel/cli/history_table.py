@@ -26,7 +26,7 @@ def moment_line(moment: Moment) -> str:
     if fields.get("seconds") is not None:
         words.append(f"for {human_seconds(fields['seconds'])}")
     if fields.get("failed_attempts"):
-        words.append(f"{fields['failed_attempts']} failed attempts")
+        words.append(_failed_attempts(fields["failed_attempts"]))
     why = ": ".join(clean(str(fields[key])) for key in ("version", "peer", "reason", "message") if fields.get(key))
     return "  ".join(filter(None, [*words, why]))
 
@@ -134,8 +134,12 @@ def _recovery(one: Figures) -> str:
     return " / ".join(map(_length, (found.median, found.p95, found.max)))
 
 
+def _failed_attempts(count: int) -> str:
+    return f"{count} failed attempt{'s' if count != 1 else ''}"
+
+
 def _failure_line(who: str, outage: Outage) -> str:
-    attempts = f", {outage.failed} failed attempts" if outage.failed else ""
+    attempts = f", {_failed_attempts(outage.failed)}" if outage.failed else ""
     why = ": ".join(clean(part) for part in (outage.reason, outage.message) if part)
     return f"{shown_time(outage.began)}  {clean(who)}: {outage.status} for {_length(outage.seconds)} ({outage.end}" + (
         f"{attempts}): {why}" if why else f"{attempts})"

@@ -60,7 +60,8 @@ class ProxyReport:
 
 @frozen
 class SessionReport:
-    """A session, in Unix seconds. `end` is empty while it lasts; ``unknown`` where the record ended before it."""
+    """A session, in Unix seconds. `end` is empty while it lasts; ``stopped`` where its process was stopped with it, and
+    ``unknown`` where that was killed, or its machine."""
 
     role: str
     client: str
@@ -207,7 +208,8 @@ def _proxy(
 def _sessions(db: sqlite3.Connection, wanted: Wanted) -> Iterator[SessionReport]:
     sql = (
         f"{_PLACED} SELECT role, s.client, peer, start + s.began, coalesce(start + s.ended, known) AS until_, "  # noqa: S608
-        "CASE WHEN s.ended IS NOT NULL THEN reason WHEN alive THEN '' ELSE 'unknown' END, message, tries "
+        "CASE WHEN s.ended IS NOT NULL THEN reason WHEN stopped THEN 'stopped' WHEN alive THEN '' ELSE 'unknown' END, "
+        "message, tries "
         "FROM sessions s JOIN placed p ON p.id = s.run WHERE until_ >= :since ORDER BY 4"
     )
     for role, client, peer, began, ended, end, message, tries in db.execute(sql, wanted.moments):
