@@ -27,6 +27,13 @@ def test_every_command_shows_an_example_of_itself_in_one_piece(path: tuple[str, 
     assert f"\n    {' '.join(('trio-tunnel', *path))}" in examples.replace("(umask 077; ", "")
 
 
+@pytest.mark.parametrize("group", ["token", "service", "notify"])
+def test_every_group_shows_an_example_of_a_command_of_it(group: str) -> None:
+    shown = CliRunner().invoke(cli, [group, "-h"]).output
+    _, _, examples = shown.partition("  Example")
+    assert f"\n    trio-tunnel {group} " in examples
+
+
 @pytest.mark.parametrize("group", [(), ("token",), ("service",)])
 def test_the_list_of_commands_cuts_no_word_off(group: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(cli, [*group, "-h"], terminal_width=80).output

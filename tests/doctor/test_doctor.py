@@ -354,6 +354,7 @@ async def test_something_else_that_listens_there_is_told(nursery: trio.Nursery, 
     where = HostPort(*await start_target(nursery, quiet(serve)))
     report = await look(ClientConfig((where,), TOKEN, pin=bytes(32)))
     assert of(report, "tls").verdict is FAIL
+    assert of(report, "tls").remedy
     assert_skipped_from(report, "certificate")
 
 

@@ -28,7 +28,12 @@ STANDINGS = {
 
 @click.group(context_settings=SETTINGS, short_help="systemd units for a server or a client.")
 def service() -> None:
-    """systemd units for a server or a client: hardened, watched, with the files that they need passed to them."""
+    """systemd units for a server or a client: hardened, watched, with the files that they need passed to them.
+
+    \b
+    Example:
+      trio-tunnel service install server --socket
+    """
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -10,7 +10,13 @@ from tunnel.cli.options import SETTINGS, admin_address, config_option, json_opti
 
 @click.group(context_settings=SETTINGS)
 def token() -> None:
-    """Make, list and revoke the tokens that clients log in with."""
+    """Make, list and revoke the tokens that clients log in with.
+
+    \b
+    Examples:
+      trio-tunnel token list
+      trio-tunnel token new home
+    """
 
 
 @token.command("new", context_settings=SETTINGS, short_help="Make a token for a new client; it is shown once.")

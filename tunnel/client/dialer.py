@@ -25,6 +25,7 @@ HANG_UP = (
     "if it goes on doing so, it is no trio-tunnel server, or full, or closes what comes from this address for some "
     "minutes after too many wrong tokens"
 )
+NO_TLS = "something else listens there: name the port of `trio-tunnel serve`, 8443 unless it was told otherwise"
 
 
 @define(eq=False)
@@ -95,7 +96,7 @@ class Dialer:
             raise PeerLost(f"{address} ended the connection in the TLS handshake; {HANG_UP}", answered=True) from exc
         except ssl.SSLError as exc:
             stream.close()
-            lost = PeerLost(f"{address} does not speak our TLS: {exc.reason or exc}", answered=True)
+            lost = PeerLost(f"{address} does not speak our TLS: {exc.reason or exc}; {NO_TLS}", answered=True)
             raise client_certificate_refused(exc) or lost from exc
         except BaseException:
             stream.abort()
