@@ -95,7 +95,7 @@ export function eventWords(event) {
     case "session.connected":
       return ["healthy", event.client || "session", "connected to the server"];
     case "session.lost":
-      return ["unhealthy", event.client || "session", `no session — ${clean(f.detail)}${f.retry_in ? `; next try in ${seconds(f.retry_in)}` : ""}`];
+      return ["unhealthy", event.client || "session", `no session — ${clean(f.detail)}${f.retry_in >= 1 ? `; next try in ${seconds(f.retry_in)}` : ""}`];
     case "config.reloaded":
       return ["healthy", "configuration", `reloaded — ${clean([f.changes].flat().join("; "))}`];
     case "config.refused":
