@@ -372,6 +372,36 @@ async def test_streams_stay_however_many_come_and_are_bounded_so_that_others_get
             pass
 
 
+async def test_when_all_wait_for_their_answers_the_newest_makes_room_so_that_the_oldest_gets_its_own(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "MAX_CONNECTIONS", 3)
+    go, asked = trio.Event(), []
+
+    async def slow(request: Request) -> Response:
+        asked.append(request.query)
+        await go.wait()
+        return Response(200, b"made")
+
+    listeners = await bind_admin(HostPort("127.0.0.1", 0), asked_for=True)
+    where = HostPort("127.0.0.1", listeners[0].socket.getsockname()[1])
+    site = partial(serve_admin, listeners, source=make_source(), more=[Route("GET", "/slow", slow)])
+    await nursery.start(site)
+    waiting = []
+    with trio.fail_after(30):
+        for number in range(3):
+            waiting.append(await trio.open_tcp_stream(where.host, where.port))
+            head = f"GET /slow?{number} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            await waiting[-1].send_all(head.encode())
+            while len(asked) <= number:
+                await trio.sleep(0.001)
+        assert (await ask(where, "GET /healthz"))[0] == 200
+        go.set()
+        assert [(await read_all(stream))[-4:] for stream in waiting] == [b"made", b"made", b""]
+    for stream in waiting:
+        await stream.aclose()
+
+
 async def test_answers_that_nobody_reads_take_a_bounded_memory_and_the_newest_reader_has_its_own(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,6 @@ there ends there.
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import Any
 
 import h11
@@ -114,27 +113,16 @@ class _Door:
     async def _serve(self, stream: trio.SocketStream, guest: Guest) -> None:
         try:
             with guest.scope:
-                await serve_connection(
-                    stream, self._answer, partial(self._room.lets_stay, guest), partial(self._room.gets_on, guest)
-                )
+                await serve_connection(stream, self._answer, guest)
         finally:
             self._room.leave(guest)
 
 
-async def serve_connection(
-    stream: trio.abc.HalfCloseableStream,
-    answer: Answer,
-    may_stream: Callable[[], bool] = lambda: True,
-    gets_on: Callable[[int], None] = lambda unread: None,
-) -> None:
-    """Answer one peer's requests, then close `stream`. Only cancellation comes out of here.
-
-    `may_stream` is asked before an answer that lasts, `gets_on` called with how much of an answer is to be read,
-    at each whole request and before and after each answer.
-    """
+async def serve_connection(stream: trio.abc.HalfCloseableStream, answer: Answer, guest: Guest | None = None) -> None:
+    """Answer one peer's requests, then close `stream`. Only cancellation comes out of here."""
     try:
         async with stream:
-            await _Connection(stream, answer, may_stream, gets_on).run()
+            await _Connection(stream, answer, guest or Room().enter()).run()
     except* (OSError, trio.BrokenResourceError, trio.TooSlowError) as group:
         log.debug("admin.connection_lost", extra={"error": repr(group.exceptions[0])})
     except* Exception:
@@ -152,17 +140,10 @@ class _Unusable(Exception):
 class _Connection:
     """One peer: read a request, answer, again; h11 keeps the law of what may follow what."""
 
-    def __init__(
-        self,
-        stream: trio.abc.HalfCloseableStream,
-        answer: Answer,
-        may_stream: Callable[[], bool],
-        gets_on: Callable[[int], None],
-    ) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, answer: Answer, guest: Guest) -> None:
         self._stream = stream
         self._answer = answer
-        self._may_stream = may_stream
-        self._gets_on = gets_on
+        self._guest = guest
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._received = 0  # bytes of this request
 
@@ -183,15 +164,15 @@ class _Connection:
             await self._part(error_response(hint, why))
 
     async def _exchange(self, request: Request) -> None:
-        self._gets_on(0)
+        self._guest.asks()
         response = await self._respond(request)
-        self._gets_on(len(response.body))
+        self._guest.reads(len(response.body))
         await self._send(request, response)
-        self._gets_on(0)
+        self._guest.has_read()
 
     async def _respond(self, request: Request) -> Response:
         response = await self._answer(request)
-        if response.stream is not None and request.method != "HEAD" and not self._may_stream():
+        if response.stream is not None and request.method != "HEAD" and not self._guest.may_stay():
             return error_response(503, f"{MAX_STREAMS} streams are read already, such as dashboards; close one of them")
         return response
 
