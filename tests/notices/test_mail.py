@@ -238,6 +238,36 @@ def busy(sock: socket.socket) -> None:
     sock.close()
 
 
+def repeats(offer: bytes) -> Callable[[socket.socket], None]:
+    """Answers each word with that word, and what it said before."""
+
+    def act(sock: socket.socket) -> None:
+        lines = sock.makefile("rb")
+        sock.sendall(b"220 x\r\n")
+        lines.readline()
+        sock.sendall(b"250-x\r\n250 AUTH " + offer + b"\r\n")
+        said = b""
+        while line := lines.readline():
+            said += line.strip() + b" "
+            if line.startswith(b"QUIT"):
+                return sock.close()
+            is_first = offer == b"LOGIN" and line.startswith(b"AUTH")
+            sock.sendall(b"334 UGFzc3dvcmQ6\r\n" if is_first else b"535 " + said + b"\r\n")
+        return None
+
+    return act
+
+
+@pytest.mark.parametrize("offer", [b"LOGIN", b"PLAIN"])
+async def test_a_server_that_repeats_the_login_does_not_make_us_tell_the_password(offer: bytes) -> None:
+    with server(repeats(offer)) as where:
+        outcome = await send(Email(where, "t@example.com", TO, "none", username="ops", password=PASSWORD))
+    assert "does not take the login of 'ops': 535 AUTH" in outcome.said
+    assert "(not shown)" in outcome.said
+    assert "aHVudGVyMi1odW50ZXIy" not in outcome.said
+    assert "AG9wcwBodW50ZXIyLWh1bnRlcjI" not in outcome.said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("act", [silence, drip])
 @pytest.mark.parametrize("security", ["none", "tls"])

@@ -8,6 +8,7 @@ own in SMTP.
 import smtplib
 import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from email.message import EmailMessage
@@ -133,7 +134,11 @@ class _Letter:
         return f"{exc.smtp_code} {self._hide(_decoded(exc.smtp_error))}"
 
     def _hide(self, text: str) -> str:
-        return hide(text, [self._to.password or ""])
+        """A server may repeat what it was sent, as it was sent: logins are Base64."""
+        user, password = self._to.username or "", self._to.password or ""
+        sent = (password, f"\0{user}\0{password}", f"{user}\0{user}\0{password}")
+        coded = [b64encode(word.encode()).decode().rstrip("=") for word in sent if password]
+        return hide(text, [password, *coded])
 
 
 class _Counted:
