@@ -3,7 +3,7 @@
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from notice_rig import AT, Ear, config, update
 
@@ -342,6 +342,7 @@ STEPS = st.lists(
 )
 
 
+@example([("fails", 0.0), ("sick", 0.0), ("fails", 0.0), ("sick", 0.0)], {"bind_failed"})
 @given(STEPS, st.sets(st.sampled_from(NOTICE_EVENTS)))
 def test_nobody_is_left_believing_in_a_trouble_that_is_over(steps: list[tuple[str, float]], events: set[str]) -> None:
     """And of one thing there are never two notices of equal trouble within the interval."""

@@ -57,6 +57,7 @@ class Case:
     _say_end_at: float = -inf
     _counted: bool = False  # this trouble is among `_times`, or is not to be
     _times: int = 0  # troubles that nobody has been told of
+    _named: str = UNHEALTHY  # the trouble that was counted last
     _told: str | None = None  # the trouble that its reader believes there is
     _last: str = field(default=UNHEALTHY)
     _quiet_until: float = -inf
@@ -116,11 +117,13 @@ class Case:
         if not self._counted:
             self._counted = True
             self._times += 1
-        is_worse = self._told is not None and _RANK[self.kind] > _RANK[self._told]
+            self._named = self.kind
+        kind = self.kind if self.kind in self.policy.events else self._named  # lesser trouble that nobody asked for
+        is_worse = self._told is not None and _RANK[kind] > _RANK[self._told]
         if now < self._quiet_until and not is_worse:
             return None
-        self._told = self.kind
-        return self._tell(self.kind, now)
+        self._told = kind
+        return self._tell(kind, now)
 
     def _look_back(self, now: float) -> tuple[str, Subject] | None:
         """It is fine. Who does not want to hear that of each trouble hears of those that were not told, at least."""
