@@ -133,7 +133,7 @@ class Case:
             times, self._times = self._times, 0
             return RECOVERED, self._past(max(times, 1))
         if self._times and now >= self._quiet_until:
-            return self._tell(RECOVERED if wants_end else self._last, now)
+            return self._tell(RECOVERED if wants_end else self._named, now)
         return None
 
     def _tell(self, kind: str, now: float) -> tuple[str, Subject]:
