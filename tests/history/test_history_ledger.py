@@ -140,6 +140,20 @@ def test_a_look_at_all_makes_up_for_what_was_not_heard() -> None:
     ]  # fmt: skip
 
 
+def test_sessions_whose_beginning_or_end_was_not_heard_are_put_right_by_a_look_at_all() -> None:
+    started = [event(0, "session.started", client) for client in ("gone", "back")]
+    ledger = told(*((0.0, one) for one in started), (1.0, status(1, client="back")))
+    ledger.hear(event(5, "session.started", "back"), 5.0)  # the end of its first one was dropped
+    sessions = tuple(SessionView(client, "", (view("web", "healthy"),)) for client in ("back", "new"))
+    ledger.look(Snapshot("server", "1", sessions), 50.0, 1e9, missed=True)
+    for client in ("back", "new"):
+        ledger.hear(event(60, "session.ended", client, reason="lost"), 60.0)
+    assert [(one.client, one.began, one.ended) for one in ledger.sessions.values()] == [
+        ("gone", 0.0, 50.0), ("back", 0.0, 50.0), ("back", 5.0, 60.0), ("new", 50.0, 60.0)
+    ]  # fmt: skip
+    assert {span.client: span.status for span in ledger.spans.values()} == {"back": "away", "new": "away"}
+
+
 def test_what_was_saved_is_not_told_again_and_what_lasts_goes_into_a_new_file() -> None:
     ledger = told((0.0, event(0, "session.started")), (1.0, status(1)))
     ledger.saved(dict(ledger.spans), dict(ledger.sessions))

@@ -100,8 +100,8 @@ class Ledger:
             case _:
                 pass  # of certificates and configurations
 
-    def look(self, snapshot: Snapshot, now: float, at: float) -> None:
-        """Take over how all stands: at the start, and after events were dropped."""
+    def look(self, snapshot: Snapshot, now: float, at: float, *, missed: bool = False) -> None:
+        """Take over how all stands: at the start, and after events were dropped (`missed`)."""
         there = set()
         for session in snapshot.sessions:
             for view in session.proxies:
@@ -111,6 +111,21 @@ class Ledger:
         for span in self._current():
             if (span.client, span.proxy) not in there:
                 self._leave(span.client, span.proxy, gone, None, now, at)
+        if missed and self.role != "client":
+            self._look_at_sessions({session.client for session in snapshot.sessions}, now, at)
+
+    def _look_at_sessions(self, there: set[str], now: float, at: float) -> None:
+        """Each client that is there has one; of what else was open the end was not heard, nor of one the beginning."""
+        for client, several in list(self._open.items()):
+            gone, self._open[client] = (several[:-1], several[-1:]) if client in there else (several, [])
+            for session in gone:
+                session.ended, session.reason = now, "lost"
+                self.sessions[session.n] = session
+            if not self._open[client]:
+                del self._open[client]
+        for client in there - self._open.keys():
+            session = SessionSpan(self._next(), client, "", now, at)
+            self._open[client], self.sessions[session.n] = [session], session
 
     def tidy(self, now: float) -> None:
         """Settle what waits for nobody: to be called now and then."""

@@ -181,7 +181,7 @@ class Recorder:
             if isinstance(heard, Event):
                 self._ledger.hear(heard, now)
             else:
-                self._ledger.look(heard, now, at)
+                self._ledger.look(heard, now, at, missed=True)
         self._ledger.tidy(self._now)
 
     @property
