@@ -5,6 +5,7 @@ every retry, listener, stream and data channel of it is gone, and nothing else w
 """
 
 import logging
+import math
 import secrets
 from collections.abc import Callable
 
@@ -47,6 +48,7 @@ from tunnel.version import __version__
 log = logging.getLogger(__name__)
 
 FIRST_TICKETS = 4  # sent with Welcome, so that the first data channels cost no round trip more
+SET_SECONDS = 0.0005  # for each proxy of a set, until the next is looked at: a set of 1,000 takes the loop about 0.1 s
 ANSWER_SECONDS = 1.0  # a holder's time to prove that it lives when another process wants its identity
 
 
@@ -79,6 +81,7 @@ class Session:
             remember_port=remember_port,
         )  # fmt: skip
         self._last_heard = trio.current_time()
+        self._next_set_at = -math.inf
         self._farewell: Goodbye | None = None
         self._known_as = ""  # the reason of our farewell, where events have a word of their own for it
         self.ended_by = "lost", ""  # reason (as in the event) and why in words; true once `ended` is set
@@ -229,7 +232,9 @@ class Session:
                 case HeartbeatReply():
                     pass  # having been heard is what counts
                 case ProxySet():
+                    await trio.sleep_until(self._next_set_at)  # who sends set after set waits, and nobody else
                     self._published.take(message, nursery)
+                    self._next_set_at = trio.current_time() + len(message.proxies) * SET_SECONDS
                 case TargetHealth():
                     if proxy := self.proxies.get(message.proxy_name):
                         proxy.hear(message)
