@@ -7,6 +7,7 @@ is, so that the machine is the same for both but for the watching itself.
 
 # mypy: disable-error-code="mutable-override"
 
+import secrets
 import socket
 import threading
 import time
@@ -17,7 +18,11 @@ from statistics import median
 
 from attrs import evolve, frozen
 
+from tunnel.certificates import certificate_pin_of_file, pin_text
+from tunnel.state import hash_token
+
 from . import loads
+from .certificate import make_certificate
 from .figures import Column, CpuMeter, Figure, Sizes, Values
 from .loads import Target
 from .panels import OURS
@@ -42,6 +47,21 @@ class Watched(TrioTunnel):
         token = server.wait_said(r"TRIO_TUNNEL_TOKEN=(\S+)").group(1)
         pin = server.wait_said(r"--pin (\S+)").group(1)
         self.connect(listen, "--pin", pin, "--admin", self.admins[1], "--state-dir", f"{state}-client", token=token)
+
+
+class Unwatched(TrioTunnel):
+    """Without an admin address or a history."""
+
+    name = "unwatched"
+
+    def set_up(self) -> None:
+        listen, token = f"{self.stage.near.address}:{free_port()}", secrets.token_hex(32)
+        both = make_certificate(self.folder)
+        text = f'listen = ["{listen}"]\nstate_dir = "{self.folder / "state"}"\n[history]\nenabled = false\n'
+        text += f'[tls]\ncert_file = "{both.both}"\nkey_file = "{both.both}"\n'
+        text += f'[[clients]]\nname = "one"\ntoken_sha256 = "{hash_token(token).hex()}"\nallow_ports = ["1-65535"]\n'
+        self.serve("-c", self.write("server.toml", text), "--admin", "off")
+        self.connect(listen, "--pin", pin_text(certificate_pin_of_file(both.cert)), token=token)
 
 
 @frozen
@@ -93,22 +113,23 @@ class _Asked:
 
 
 def measure_watched(system: System, target: Target, sizes: Sizes) -> Values:
-    """`system` is the one that nobody watches."""
+    """Of two of their own; `system` only says where."""
     watched = Watched(evolve(system.stage, folder=system.folder / "watched"))
-    watched.start()
+    alone = Unwatched(evolve(system.stage, folder=system.folder / "unwatched"))
+    pairs = []
     try:
-        where = evolve(target, host=watched.host, web=watched.port("web"), bulk=watched.port("bulk"))
-        for one, there in ((watched, where), (system, target)):
-            _ask(one, there, Sizes(WARM_UP_SECONDS))
-        pairs = []
+        for one in (watched, alone):
+            one.start()
+            _ask(one, target, Sizes(WARM_UP_SECONDS))
         for _ in range(PAIRS):
-            alone = _ask(system, target, sizes)
+            before = _ask(alone, target, sizes)
             with watching(watched.admins) as seen:
-                pairs.append((alone, _ask(watched, where, sizes)))
+                pairs.append((before, _ask(watched, target, sizes)))
             assert len(seen.scrapes) >= len(watched.admins)
             assert sum(seen.pages) > 0
     finally:
         watched.stop()
+        alone.stop()
     return {
         "watched_requests": median(there.rate for _, there in pairs),
         "watched_ratio": median(there.rate / here.rate for here, there in pairs),
@@ -116,7 +137,8 @@ def measure_watched(system: System, target: Target, sizes: Sizes) -> Values:
     }
 
 
-def _ask(system: System, where: Target, sizes: Sizes) -> _Asked:
+def _ask(system: System, target: Target, sizes: Sizes) -> _Asked:
+    where = evolve(target, host=system.host, web=system.port("web"), bulk=system.port("bulk"))
     meter = CpuMeter(system)
     found = loads.wrk(where, connections=64, seconds=sizes.seconds)
     return _Asked(found.rate, meter.seconds() / found.count)
