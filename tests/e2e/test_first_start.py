@@ -53,7 +53,8 @@ def test_first_start_prints_the_line_to_paste_and_then_where_it_listens(stage: S
 def test_state_is_for_its_owner_only_and_holds_the_token_as_sha256(stage: Stage) -> None:
     server = stage.serve()
     assert stat.S_IMODE(server.state.stat().st_mode) == 0o700
-    files = {path.name: path for path in server.state.iterdir()}
+    stage.until(lambda: (server.state / "history.sqlite-wal").exists(), "the history is open")
+    files = {path.name: path for path in server.state.iterdir() if not path.name.endswith("-journal")}
     assert {"server.key", "server.crt", "tokens.json", "admin.token"} <= set(files)
     assert {name: stat.S_IMODE(path.stat().st_mode) for name, path in files.items()} == dict.fromkeys(files, 0o600)
     assert json.loads(files["tokens.json"].read_text())["default"]["sha256"] == (

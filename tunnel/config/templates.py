@@ -120,7 +120,7 @@ listen = "127.0.0.1:8480"  # "off" for none
 # change of a status is a row, and a million rows are some 110 MB.
 #[history]
 #enabled = true
-#file = "/var/lib/trio-tunnel/history.sqlite"
+#file = "history.sqlite"
 #max_age_days = 90
 #max_rows = 1000000
 
