@@ -265,6 +265,7 @@ def test_a_full_disk_under_the_state_costs_what_is_new_and_nothing_else(
 ) -> None:
     state = disk / "state"
     server = stage.serve(state=state)
+    stage.until(lambda: (state / "history.sqlite-shm").exists(), "the history has what room it takes at first")
     ballast = fill_up(disk)
     client = stage.connect(server, f"echo={LOOPBACK}:0:{echo_port}")  # the port that is chosen cannot be kept
     (port,) = client.wait_healthy("echo")
