@@ -17,6 +17,7 @@ from vitals import descriptors_of
 TICKS = os.sysconf("SC_CLK_TCK")
 FEW = 256  # descriptors
 MANY = 400  # visitors
+NO_HISTORY = "[history]\nenabled = false\n"  # which gives up its room when it cannot be written
 LAZY = 0.15  # of a core, at most: what waits must not spin
 
 pytestmark = [
@@ -264,10 +265,14 @@ def test_a_full_disk_under_the_state_costs_what_is_new_and_nothing_else(
     disk: Path, stage: Stage, echo_port: int
 ) -> None:
     state = disk / "state"
-    server = stage.serve(state=state)
-    stage.until(lambda: (state / "history.sqlite-shm").exists(), "the history has what room it takes at first")
+    first = stage.serve(state=state)
+    first.terminate()
+    assert first.wait() == 0
+    server = stage.serve(state=state, config=NO_HISTORY)
     ballast = fill_up(disk)
-    client = stage.connect(server, f"echo={LOOPBACK}:0:{echo_port}")  # the port that is chosen cannot be kept
+    client = stage.connect(
+        first, f"echo={LOOPBACK}:0:{echo_port}", where=server.where
+    )  # the port that is chosen cannot be kept
     (port,) = client.wait_healthy("echo")
     ask_echo(port)
     server.wait_log("was not kept")
@@ -275,7 +280,7 @@ def test_a_full_disk_under_the_state_costs_what_is_new_and_nothing_else(
     assert "No space left on device" in told
     assert told.count("\n") == 0, told
     server.kill()
-    again = stage.serve(state=state, port=server.port)  # all it had is still to be read
+    again = stage.serve(state=state, port=server.port, config=NO_HISTORY)  # all it had is still to be read
     stage.until(lambda: echoes(client.wait_healthy("echo", start=len(client.out) - 1)[0]), "service is back")
     assert again.stderr.count("Traceback") == 0
     ballast.unlink()
