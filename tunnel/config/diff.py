@@ -62,10 +62,17 @@ def applied(config: ServerConfig, actions: Iterable[Action]) -> ServerConfig: ..
 def applied(config: ClientConfig | ServerConfig, actions: Iterable[Action]) -> ClientConfig | ServerConfig:
     """The configuration of a process that has carried out `actions`; what needs a restart is as it was."""
     for action in actions:
-        if isinstance(config, ServerConfig):
-            config = _applied_to_server(config, action)
-        else:
-            config = _applied_to_client(config, action)
+        match action:
+            case SetNotices(notices):
+                config = evolve(config, notices=notices)
+            case SetLimits(limits):
+                config = evolve(config, limits=limits)
+            case SetLogLevel(level):
+                config = evolve(config, log_level=level)
+            case _ if isinstance(config, ServerConfig):
+                config = _applied_to_server(config, action)
+            case _:
+                config = _applied_to_client(config, action)
     return config
 
 
@@ -77,12 +84,6 @@ def _applied_to_server(config: ServerConfig, action: Action) -> ServerConfig:
             return evolve(config, clients=clients)
         case SetTls():
             return evolve(config, **{key: getattr(action, key) for key in _TLS})
-        case SetNotices(notices):
-            return evolve(config, notices=notices)
-        case SetLimits(limits):
-            return evolve(config, limits=limits)
-        case SetLogLevel(level):
-            return evolve(config, log_level=level)
         case _:
             return config
 
@@ -108,17 +109,11 @@ def _applied_to_client(config: ClientConfig, action: Action) -> ClientConfig:
             )
         case DropProxy(name):
             return evolve(config, proxies=tuple(one for one in config.proxies if one.name != name))
-        case SetNotices(notices):
-            return evolve(config, notices=notices)
-        case SetLimits(limits):
-            return evolve(config, limits=limits)
-        case SetLogLevel(level):
-            return evolve(config, log_level=level)
         case SetToken(token):
             return evolve(config, token=token)
         case SetTrust():
             return evolve(config, **{key: getattr(action, key) for key in _TRUST})
-        case SetBindRetry() | SetClients() | SetTls() | NeedsRestart():
+        case SetBindRetry() | SetClients() | SetTls() | SetNotices() | SetLimits() | SetLogLevel() | NeedsRestart():
             return config
         case _:
             assert_never(action)
