@@ -94,8 +94,8 @@ def test_a_service_killed_under_traffic_costs_no_visitor_and_is_used_again(
             before = pool_of(client)
             stage.until(lambda: pool_of(client)["leases"] > before["leases"] + 300, "traffic goes on")
             after = pool_of(client)
-            tries = after["failures"]["dial.refused"] - before["failures"].get("dial.refused", 0)
-            assert tries <= 3  # those of its prober
+            refused = [figures["failures"].get("dial.refused", 0) for figures in (before, after)]
+            assert refused[1] - refused[0] <= 3  # those of its prober, which on a fast machine has not been there yet
             first.start()
             back_at = time.monotonic()
             address = f"{LOOPBACK}:{first.port}"
