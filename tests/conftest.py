@@ -1,4 +1,9 @@
-"""How hypothesis looks: quickly in every run, and long with ``pytest --hypothesis-profile=deep --timeout=0``."""
+"""How hypothesis looks: quickly in every run, and long with ``pytest --hypothesis-profile=deep --timeout=0``.
+
+And signals: whoever runs the tests with `nohup` or in the background of a script hands ignored ones down to them.
+"""
+
+import signal
 
 import pytest
 from hypothesis import settings
@@ -9,6 +14,11 @@ DEEP_EXAMPLES = 5000
 settings.register_profile("tests", deadline=None)
 settings.register_profile("deep", deadline=None, max_examples=DEEP_EXAMPLES)
 settings.load_profile("tests")
+
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
