@@ -104,6 +104,7 @@ def test_the_environment_says_where_and_how_often_and_children_do_not_inherit_it
 @pytest.mark.parametrize(
     ("more", "seconds"),
     [({}, None), ({"WATCHDOG_USEC": "500000"}, 0.5), ({"WATCHDOG_USEC": "0"}, None), ({"WATCHDOG_USEC": "x"}, None),
+     ({"WATCHDOG_USEC": "9" * 5000}, None),
      ({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}, None)],
 )  # fmt: skip
 def test_a_watchdog_counts_if_it_is_for_this_process(more: dict[str, str], seconds: float | None) -> None:

@@ -5,6 +5,7 @@ Nothing is said, and nothing fails, where nobody listens. No word ever makes the
 """
 
 import os
+import re
 import socket
 import time
 from collections.abc import MutableMapping
@@ -15,6 +16,7 @@ from tunnel.wording import clean
 
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 MICROSECONDS = 1_000_000
+_MICROSECONDS = re.compile(r"[0-9]{1,20}")  # 64 bits
 
 
 @define(eq=False)
@@ -33,7 +35,7 @@ class NotifySocket:
         address, microseconds, pid = (environ.pop(variable, "") for variable in VARIABLES)
         if not address.startswith(("/", "@")):  # those of other families (vsock) are for whole machines
             return cls()
-        is_watched = microseconds.isascii() and microseconds.isdigit() and pid in ("", str(os.getpid()))
+        is_watched = _MICROSECONDS.fullmatch(microseconds) and pid in ("", str(os.getpid()))
         seconds = int(microseconds) / MICROSECONDS if is_watched else 0
         return cls(address, seconds or None)
 

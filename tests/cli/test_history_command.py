@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from tunnel.cli.history import parse_since
 from tunnel.cli.main import cli
+from tunnel.errors import TunnelError
 from tunnel.history.ledger import SessionSpan, Span
 from tunnel.history.store import Run, Store
 
@@ -82,8 +83,12 @@ def test_of_one_proxy_or_one_client_alone(state: Path) -> None:
     assert names("web") == [("home", "web"), ("lab", "web")]
     assert names("lab/web") == names("web", "--client", "lab") == [("lab", "web")]
     assert names("--client", "home") == [("home", "ssh"), ("home", "web")]
-    assert names("nothing") == []
-    assert "nothing is recorded of it for 'nothing'" in run(state, "nothing")
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_name_that_is_not_in_it_is_a_mistake(state: Path, more: list[str]) -> None:
+    with pytest.raises(TunnelError, match=r"nothing is recorded of 'nothing' since 20.+; `trio-tunnel history` lists"):
+        CliRunner().invoke(cli, ["history", "--state-dir", str(state), "nothing", *more], catch_exceptions=False)
 
 
 def test_all_figures_for_programs(state: Path) -> None:

@@ -10,6 +10,7 @@ import click
 
 from tunnel.cli.names import offer_proxies
 from tunnel.cli.options import FILE, SETTINGS, json_option, state_option
+from tunnel.errors import TunnelError
 
 if TYPE_CHECKING:
     from tunnel.history.report import Moment, Report
@@ -45,7 +46,7 @@ def history(
     """
     import json
 
-    from tunnel.cli.history_table import moment_line, print_report
+    from tunnel.cli.history_table import moment_line, print_report, shown_time
     from tunnel.history.report import Wanted, read_moments, read_report
 
     until = datetime.now(UTC)
@@ -57,6 +58,9 @@ def history(
             click.echo(json.dumps(moment_json(moment)) if as_json else moment_line(moment))
         return
     report = read_report(path, wanted, keep=KEPT)
+    if name and not report.proxies:
+        began_at = shown_time(report.since)
+        raise TunnelError(f"nothing is recorded of {name!r} since {began_at}; `trio-tunnel history` lists the names")
     if as_json:
         click.echo(json.dumps(report_json(report), indent=2))
     else:

@@ -74,7 +74,7 @@ def _parts(report: Report, name: str) -> Iterator[tuple[str, list[Column], list[
     if report.lost:
         known.append(f"{report.lost} changes could not be kept: the figures are of the rest")
     if not report.proxies and not report.sessions:
-        known.append("nothing is recorded of it" + (f" for {name!r}" if name else ""))
+        known.append("nothing is recorded of it")
     yield "", [], known
     if report.proxies:
         yield "", [], [""]
