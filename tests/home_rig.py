@@ -1,6 +1,5 @@
 """A server and its client "home" in one Trio run, over real sockets, for tests of what both do together."""
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from ports import free_port
 
 import tunnel
 from tunnel import Client, ClientConfig, HostPort, ProxyConfig, Server, ServerConfig, parse_target
@@ -74,8 +74,7 @@ async def open_home(folder: Path, *more: ProxyConfig, admin: bool = False) -> As
 
 
 def free_address() -> HostPort:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return HostPort("127.0.0.1", probe.getsockname()[1])
+    return HostPort("127.0.0.1", free_port())
 
 
 async def _echo(stream: Any) -> None:

@@ -65,10 +65,10 @@ async def test_it_says_whether_a_process_would_serve_and_whether_it_is_alive_at_
 
 
 def test_who_is_not_there_is_told_with_what_to_look_for() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        where = HostPort(*gone.getsockname())
-    with pytest.raises(PeerLost, match=r"Connection refused.*`connect` has one only with --admin"):
-        ask_health(where, "/readyz")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take the port meanwhile
+        with pytest.raises(PeerLost, match=r"Connection refused.*`connect` has one only with --admin"):
+            ask_health(HostPort(*nobody.getsockname()), "/readyz")
 
 
 def test_a_process_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

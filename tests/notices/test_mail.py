@@ -18,6 +18,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
 from attrs import evolve
 from notice_rig import AT
+from ports import free_port
 
 from tunnel.addresses import HostPort
 from tunnel.config.receivers import Email
@@ -59,9 +60,7 @@ class Inbox:
 @contextmanager
 def smtp(inbox: Inbox, **options: Any) -> Iterator[HostPort]:
     tls = options.pop("ssl_context", None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # Its own check that it listens would be a connection in plain text to one that speaks TLS at once.
     controller = Controller(inbox, hostname="127.0.0.1", port=port, ssl_context=tls, **options)
     controller.start()
@@ -327,9 +326,10 @@ async def test_a_server_that_took_the_mail_and_hangs_then_has_it(monkeypatch: py
 
 
 async def test_nobody_listening_is_told_and_may_pass() -> None:
-    with server(closes) as where:
-        pass
-    outcome = await send(Email(where, "t@example.com", TO, "none"))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take the port meanwhile
+        where = HostPort(*nobody.getsockname())
+        outcome = await send(Email(where, "t@example.com", TO, "none"))
     assert (outcome.delivered, outcome.retry) == (False, True)
     assert outcome.said.startswith(f"the mail server {where} could not be asked: ")
 
@@ -342,18 +342,20 @@ async def test_a_port_of_the_other_kind_of_tls_is_told_with_the_remedy(tls: Tls)
 
 @pytest.mark.slow
 async def test_a_conversation_that_is_cancelled_is_cut() -> None:
-    gone = threading.Event()
+    came, gone = threading.Event(), threading.Event()
 
     def watch(sock: socket.socket) -> None:
+        came.set()
         sock.sendall(b"220 hi\r\n")
         while sock.recv(4096):
             pass
         gone.set()
 
-    with server(watch) as where:
-        with trio.move_on_after(0.3) as scope:
-            await send(evolve(Email(where, "t@example.com", TO, "none"), timeout=300.0))
-        assert scope.cancelled_caught
-        with trio.fail_after(30):
-            while not gone.is_set():
+    with server(watch) as where, trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, evolve(Email(where, "t@example.com", TO, "none"), timeout=300.0))
+            while not came.is_set():
                 await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        while not gone.is_set():
+            await trio.sleep(0.01)

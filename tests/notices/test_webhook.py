@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import socket
 import ssl
 import tracemalloc
 from base64 import b64encode
@@ -141,9 +142,10 @@ async def test_a_receiver_that_repeats_our_secrets_does_not_get_them_into_the_lo
 
 
 async def test_nobody_listening_is_told_and_may_pass() -> None:
-    async with receiver(answers("200 OK")) as hook:
-        url = hook.url
-    outcome = await post(NOTICE, Webhook(url))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take the port meanwhile
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}{SECRET_PATH}"
+        outcome = await post(NOTICE, Webhook(url))
     assert (outcome.delivered, outcome.retry) == (False, True)
     assert outcome.said.startswith(f"{url.removesuffix(SECRET_PATH)} could not be asked: ")
     assert "refused" in outcome.said
