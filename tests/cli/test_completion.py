@@ -17,6 +17,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
+from tunnel.cli import names as completed_names
 from tunnel.cli.completion import SHELLS, VARIABLE
 from tunnel.cli.main import cli
 from tunnel.errors import TunnelError
@@ -142,6 +143,12 @@ def admin(request: pytest.FixtureRequest) -> Iterator[Admin]:
     found.close()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may need longer for an answer than a person waits."""
+    monkeypatch.setattr(completed_names, "SECONDS", 30.0)
+
+
 BOTH = {"sessions": [session("home", "web", "ssh"), session("lab", "web", "wiki")]}
 
 
@@ -159,6 +166,7 @@ BOTH = {"sessions": [session("home", "web", "ssh"), session("lab", "web", "wiki"
         ("close", "h", ["home"]),
     ],
 )
+@pytest.mark.usefixtures("patient")
 def test_names_that_there_are_just_now_are_offered(command: str, begun: str, names: list[str], admin: Admin) -> None:
     assert offered(command, "--admin", admin.where, begun) == names
 
@@ -166,6 +174,7 @@ def test_names_that_there_are_just_now_are_offered(command: str, begun: str, nam
 HOSTILE = {"sessions": [session("$(id)", "web"), session("home", "a b", "`id`", "ok", "x\n")]}
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("admin", [HOSTILE], indirect=True)
 def test_no_text_reaches_a_shell_that_is_no_name(admin: Admin) -> None:
     assert offered("retry", "--admin", admin.where, "") == ["ok"]
@@ -183,9 +192,9 @@ def test_where_nobody_answers_or_not_so_nothing_is_offered(admin: Admin) -> None
 
 
 def test_where_nobody_listens_nothing_is_offered() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    assert offered("close", "--admin", f"127.0.0.1:{port}", "") == []
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can take the port meanwhile
+        assert offered("close", "--admin", f"127.0.0.1:{nobody.getsockname()[1]}", "") == []
 
 
 def test_completing_loads_no_heavy_library() -> None:
