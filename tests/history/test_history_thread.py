@@ -35,8 +35,9 @@ def threads() -> list[str]:
 
 
 async def test_what_was_there_before_and_what_came_until_the_end_is_in_the_file(
-    tmp_path: Path, nursery: trio.Nursery
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recorder_module, "STOP_SECONDS", 60.0)  # a slow disk is another test's
     tunnel, path = Tunnel(), tmp_path / "history.sqlite"
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as side:
