@@ -320,8 +320,8 @@ async def test_a_server_that_cuts_every_data_channel_is_not_stormed(tmp_path: Pa
             end.stream.abort()
 
     async with open_victim(evil, tmp_path) as victim:
-        await until(lambda: came[0])
+        await until(lambda: came[0] >= 2)
         await trio.sleep(2.0)
-        assert 2 <= came[0] <= 12
+        assert came[0] <= 12
         print(f"{came[0]} data channels in 2 s")
         await victim.assert_well()
