@@ -18,6 +18,7 @@ from tunnel.rate_limited import Quota, RateLimited
 
 log = logging.getLogger("tunnel.test")
 TOKEN = "tt_" + "aB3-_x9Z" * 5 + "abc"
+STUCK_SECONDS = 30.0  # for what takes milliseconds, or for ever
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
@@ -25,6 +26,12 @@ STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 def no_journal(monkeypatch):
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     monkeypatch.delenv("INVOCATION_ID", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def slow_writer(monkeypatch):
+    """Whose thread gets the CPU late on a busy machine, and has all written before a test reads it."""
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", STUCK_SECONDS)
 
 
 @contextmanager
@@ -390,7 +397,7 @@ def test_a_pipe_nobody_reads_stops_no_caller_and_the_loss_is_told(monkeypatch, f
         started = time.perf_counter()
         for i in range(5000):
             log.info("record %d %s", i, "x" * 100)
-        assert time.perf_counter() - started < 2.0  # a stuck caller would be stuck for ever
+        assert time.perf_counter() - started < STUCK_SECONDS
         text = read_until(source, lambda text: text.count("record ") + dropped(text) == 5000)
         assert dropped(text) > 1000
 
@@ -409,9 +416,9 @@ def test_leaving_with_a_pipe_nobody_reads_takes_no_longer_than_the_flush(monkeyp
             for _ in range(2000):
                 log.info("x" * 100)
             [writer] = [thread for thread in threading.enumerate() if thread.name == "log writer"]
-        assert 0.05 <= time.perf_counter() - started < 2.0
+        assert 0.05 <= time.perf_counter() - started < STUCK_SECONDS
         os.close(source)  # lets the writer go
-        writer.join(5)
+        writer.join(STUCK_SECONDS)
         assert not writer.is_alive()
 
 
@@ -422,7 +429,7 @@ def test_a_process_whose_pipe_nobody_reads_still_exits():
         "    for _ in range(3000): logging.getLogger('tunnel').info('x' * 100)"
     )
     with pipe() as (_, sink):
-        assert subprocess.run([sys.executable, "-c", script], stderr=sink, timeout=10, check=False).returncode == 0
+        assert subprocess.run([sys.executable, "-c", script], stderr=sink, timeout=60, check=False).returncode == 0
 
 
 def test_all_that_was_logged_is_written_before_leaving():
@@ -450,7 +457,7 @@ def test_after_a_full_disk_the_loss_is_told_on_a_line_of_its_own(monkeypatch):
         monkeypatch.setattr(os, "write", write_or_fail)
         log.info("lost, cut short")
         for _ in range(3):  # two that fit, one that fails
-            assert asked.acquire(timeout=5)
+            assert asked.acquire(timeout=STUCK_SECONDS)
         is_full.clear()
         log.info("back")
 
@@ -478,7 +485,7 @@ def test_a_process_started_without_standard_error_writes_to_no_other_descriptor(
         "with configure(): logging.getLogger('tunnel').info('hello')"
     )
     command = f'exec "{sys.executable}" -c "$0" "$1" 2>&-'
-    subprocess.run(["sh", "-c", command, script, str(tmp_path / "other")], check=True, timeout=10)
+    subprocess.run(["sh", "-c", command, script, str(tmp_path / "other")], check=True, timeout=60)
     assert (tmp_path / "other").read_bytes() == b""
 
 
