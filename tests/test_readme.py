@@ -28,7 +28,7 @@ def block(name: str, page: str = README) -> str:
 def test_the_python_example_runs_as_it_stands(tmp_path: Path) -> None:
     script = tmp_path / "example.py"
     script.write_text(block("example", IN_PYTHON))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^web healthy None \d+$", done.stdout, re.MULTILINE), done.stdout
 
@@ -45,7 +45,7 @@ def test_the_example_of_the_pool_asks_three_times_over_one_handshake(tmp_path: P
             assert service.stdout is not None
             port = service.stdout.readline().split()[-1]
             arguments = [f"https://localhost:{port}/", "127.0.0.3", str(tmp_path / "ca.pem")]
-            done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=20)
+            done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=60)
         finally:
             service.kill()
     assert done.returncode == 0, done.stderr
