@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +220,21 @@ async def test_the_kernel_s_word_makes_us_look_without_waiting(tmp_path: Path, m
     monkeypatch.setattr(watching, "LOOK_SECONDS", 600.0)
     house = House(tmp_path)
     async with watched(house):
-        await trio.sleep(0.3)  # until watchfiles has its watches
+        with trio.fail_after(30):
+            while not is_watched(tmp_path):
+                await trio.sleep(0.01)
         rename_over(house.path, "two\n")
         await house.until("two\n")
+
+
+def is_watched(folder: Path) -> bool:
+    """By an inotify of this process."""
+    wanted = f" ino:{folder.stat().st_ino:x} "
+    for descriptor in Path("/proc/self/fdinfo").iterdir():
+        with suppress(OSError):  # it is closed by now
+            if any(line.startswith("inotify ") and wanted in line for line in descriptor.read_text().splitlines()):
+                return True
+    return False
 
 
 def test_a_reading_stands_by_how_the_files_were_before_it(tmp_path: Path) -> None:
