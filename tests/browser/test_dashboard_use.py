@@ -88,8 +88,8 @@ def test_a_client_shows_its_server_and_its_pools(page: Page) -> None:
     puppet.extra = {"connection": state, "connection_pool": {"data_channels": pool, "targets": {"web": pool}}}
     until(lambda: "50.0 % of 2 found one ready" in page.text("#pools"))
     assert page.text("#pools").count("found one ready") == 1  # data channels are shared, and tell none
-    puppet.publish_later("session.lost", client="home", detail="closed", retry_in=0.3)
-    puppet.publish_later("session.lost", client="home", detail="no route", retry_in=7.9)
+    puppet.publish("session.lost", client="home", detail="closed", retry_in=0.3)
+    puppet.publish("session.lost", client="home", detail="no route", retry_in=7.9)
     until(lambda: "no session — no route; next try in 7 s" in page.text("#events"))
     assert "no session — closed\n" in page.text("#events") + "\n"
     puppet.stop()
