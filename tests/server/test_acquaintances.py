@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from test_gate import QUICK, House, files, grants
+from test_gate import PATIENT, House, files, grants
 
 from tunnel.addresses import HostPort
 from tunnel.config import ServerConfig
@@ -108,7 +108,7 @@ async def test_a_full_disk_is_told_once(state: StateDir, caplog: pytest.LogCaptu
 async def test_a_server_that_starts_again_knows_where_its_clients_came_from(files: Path, tmp_path: Path) -> None:
     config = ServerConfig(
         (HostPort("127.0.0.1", 0),), tmp_path / "state", files / "cert.pem", files / "key.pem", clients=grants(),
-        limits=QUICK,
+        limits=PATIENT,
     )  # fmt: skip
     with trio.fail_after(30):
         async with open_server(config) as server, trio.open_nursery() as nursery, House(server, files, nursery).login():

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 from attrs import evolve
-from test_gate import QUICK, client_context, files, grants, receive, until
+from test_gate import PATIENT, client_context, files, grants, receive, until
 
 from tunnel.addresses import HostPort
 from tunnel.backoff import LinearPolicy, RetryPolicy
@@ -30,7 +30,7 @@ FIRST, SECOND = HostPort("127.0.0.1", 0), HostPort("127.0.0.2", 0)
 def config(files, *wanted):
     return ServerConfig(
         listen=wanted or (FIRST, SECOND), cert_file=files / "cert.pem", key_file=files / "key.pem", clients=grants(),
-        limits=evolve(QUICK, heartbeat_seconds=10.0),
+        limits=PATIENT,
     )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ async def test_a_start_that_fails_on_the_second_address_leaves_the_first_free(fi
 
 async def test_a_listening_socket_that_breaks_costs_nobody_anything_and_is_replaced(files, monkeypatch, caplog):
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr(entrance_module, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(entrance_module, "AGAIN_SECONDS", 1.0)  # time to see that it is closed
     async with open_server(config(files)) as server, login(server.where) as one:
         first, second = server.addresses
         async with login(second, token="home-token") as other:

@@ -4,12 +4,13 @@ import errno
 import json
 import logging
 import socket
+from collections import Counter
 from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 import trio
 from attrs import evolve
-from test_gate import QUICK, client_context, files, open_descriptors, open_house, request, to_end, until
+from test_gate import PATIENT, client_context, files, open_descriptors, open_house, request, to_end, until
 from trio.testing import wait_all_tasks_blocked
 
 from tunnel.addresses import HostPort
@@ -85,6 +86,19 @@ async def held(house, count_by_source, data):
             sock.close()
 
 
+@pytest.fixture(autouse=True)
+def charged(monkeypatch):
+    """What each source was charged: a debt itself passes, on a busy machine before anybody has looked."""
+    add, found = Penalties.add, Counter()
+
+    def remember(self, source, seconds, now):
+        found[source] += seconds
+        return add(self, source, seconds, now)
+
+    monkeypatch.setattr(Penalties, "add", remember)
+    return found
+
+
 def refusals(house):
     """Those that there were."""
     return {reason: count for reason, count in house.gate.stats()["refusals"].items() if count}
@@ -141,12 +155,16 @@ async def guess(house, times, source):
 async def test_who_guesses_tokens_is_closed_unheard_and_a_good_token_from_elsewhere_works(files):
     """B40"""
     async with open_house(files) as house:
+        began = trio.current_time()
         assert set(await guess(house, 3, "127.0.0.2")) == {401}
         with trio.fail_after(30):
             while not await is_closed_unheard(house, "127.0.0.2"):
                 await guess(house, 1, "127.0.0.2")
         assert refusals(house)["token_refused"] in (3, 4, 5)
-        assert 14.0 < house.gate.strangers._penalties.wait("127.0.0.2", trio.current_time()) < 25.0
+        now = trio.current_time()
+        wait = house.gate.strangers._penalties.wait("127.0.0.2", now)
+        assert wait + (now - began) > 14.0
+        assert wait < 25.0
         stream = await tls(house, "127.0.0.3")
         await stream.send_all(request())
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
@@ -190,20 +208,14 @@ COSTS = {
 
 
 @pytest.mark.parametrize("what", COSTS)
-async def test_before_tls_each_way_to_come_to_nothing_is_counted_and_has_its_price(files, what):
+async def test_before_tls_each_way_to_come_to_nothing_is_counted_and_has_its_price(files, charged, what):
     data, reason, price = COSTS[what]
-    async with open_house(files) as house:
+    async with open_house(files, evolve(PATIENT, handshake_seconds=0.3)) as house:
         with tcp(house, "127.0.0.2") as sock:
             sock.send(data)
             await until(lambda: refusals(house) == {reason: 1})
             await until(lambda: house.gate.stats()["strangers"] == 0)
-            assert price - 0.9 <= owed(house, "127.0.0.2") <= price
-
-
-def owed(house, source):
-    """What is left by now of its debt: on a busy machine some of it has passed."""
-    debt = house.gate.strangers._penalties._debts.get(source)
-    return debt.ends - trio.current_time() if debt else 0.0
+            assert charged == {"127.0.0.2": price}
 
 
 HEADS = {
@@ -217,9 +229,9 @@ HEADS = {
 
 
 @pytest.mark.parametrize("what", HEADS)
-async def test_inside_tls_each_way_to_come_to_nothing_is_counted_and_has_its_price(files, what):
+async def test_inside_tls_each_way_to_come_to_nothing_is_counted_and_has_its_price(files, charged, what):
     head, reason, price = HEADS[what]
-    async with open_house(files) as house:
+    async with open_house(files, evolve(PATIENT, head_seconds=0.3) if reason == "slow_head" else PATIENT) as house:
         stream = await tls(house, "127.0.0.2")
         await stream.send_all(head)
         with trio.fail_after(30):
@@ -227,34 +239,34 @@ async def test_inside_tls_each_way_to_come_to_nothing_is_counted_and_has_its_pri
         stream.close()
         await until(lambda: house.gate.stats()["strangers"] == 0)
         assert refusals(house) == {reason: 1}
-        assert price - 0.9 <= owed(house, "127.0.0.2") <= price
+        assert charged == {"127.0.0.2": price}
 
 
-async def test_who_leaves_without_a_word_owes_nothing_and_is_quickly_forgotten(files):
+async def test_who_leaves_without_a_word_owes_nothing_and_is_quickly_forgotten(files, charged):
     """A balancer's check, or the loser of a race of dials."""
     async with open_house(files) as house:
         for _ in range(20):
             tcp(house, "127.0.0.2").close()
         await until(lambda: refusals(house) == {"left": 20})
-        assert owed(house, "127.0.0.2") == 0.0
+        assert charged == {}
 
 
-async def test_who_breaks_off_in_the_midst_owes_a_second(files):
+async def test_who_breaks_off_in_the_midst_owes_a_second(files, charged):
     async with open_house(files) as house:
         (await tls(house, "127.0.0.2")).abort()
         await until(lambda: refusals(house) == {"left": 1})
         await until(lambda: house.gate.stats()["strangers"] == 0)
-        assert 0.1 <= owed(house, "127.0.0.2") <= 1.0
+        assert charged == {"127.0.0.2": 1.0}
 
 
-async def test_a_login_owes_nothing(files):
+async def test_a_login_owes_nothing(files, charged):
     async with open_house(files) as house:
         stream = await tls(house, "127.0.0.2")
         await stream.send_all(request())
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
         stream.abort()
         await until(house.is_quiet)
-        assert owed(house, "127.0.0.2") == 0.0
+        assert charged == {}
         assert house.gate.stats()["logins"] == 3  # the healthy client's, with its channel, and this one
 
 
@@ -274,7 +286,14 @@ async def test_what_is_told_of_many_sources_is_bounded(files, monkeypatch, caplo
 async def test_logins_of_one_client_that_wait_have_a_bound(files, monkeypatch):
     """A good token is no licence to pile up."""
     monkeypatch.setattr("tunnel.server.logins.MAX_WAITING", 2)
-    async with open_house(files, evolve(QUICK, heartbeat_seconds=10.0, login_seconds=10.0)) as house, house.login():
+    go_on = trio.Event()
+
+    async def answers(self):
+        await go_on.wait()
+        return False
+
+    monkeypatch.setattr("tunnel.server.session.Session.answers", answers)
+    async with open_house(files, evolve(PATIENT, login_seconds=10.0)) as house, house.login():
         async with trio.open_nursery() as nursery:
             statuses = []
 
@@ -286,6 +305,9 @@ async def test_logins_of_one_client_that_wait_have_a_bound(files, monkeypatch):
 
             for number in range(5):
                 nursery.start_soon(come, number)
+            await until(lambda: len(statuses) == 3)
+            assert set(statuses) == {b"HTTP/1.1 503"}
+            go_on.set()
         assert statuses.count(b"HTTP/1.1 503") == 3
         assert refusals(house)["server_busy"] == 3
         await until(house.is_quiet)
@@ -388,22 +410,21 @@ async def test_a_bug_before_a_balancers_header_was_heard_costs_its_connection_al
 # Balancers
 
 
-def open_balanced(files, limits=QUICK, trusted=("127.0.0.2",)):
-    return open_house(files, limits, proxy_protocol_from=trusted)
+def open_balanced(files, limits=PATIENT):
+    return open_house(files, limits, proxy_protocol_from=("127.0.0.2",))
 
 
 def v1(source):
     return f"PROXY TCP4 {source} 198.51.100.1 56324 8443\r\n".encode()
 
 
-async def test_of_a_trusted_balancer_the_headers_source_counts_and_not_its_own(files):
+async def test_of_a_trusted_balancer_the_headers_source_counts_and_not_its_own(files, charged):
     async with open_balanced(files) as house:
         for source in ("192.0.2.1", "192.0.2.2"):
             status, _, _ = await ask(house, WRONG, "127.0.0.2", v1(source))
             assert status == 401
         await until(lambda: house.gate.stats()["strangers"] == 0)
-        assert (owed(house, "192.0.2.1") > 3, owed(house, "192.0.2.2") > 3) == (True, True)
-        assert owed(house, "127.0.0.2") == 0.0
+        assert charged == {"192.0.2.1": 5.0, "192.0.2.2": 5.0}
         house.gate.strangers._penalties.add("192.0.2.1", 20.0, trio.current_time())
         with pytest.raises((OSError, trio.BrokenResourceError)):
             await ask(house, WRONG, "127.0.0.2", v1("192.0.2.1"))
@@ -416,11 +437,11 @@ async def test_of_a_trusted_balancer_the_headers_source_counts_and_not_its_own(f
 
 @pytest.mark.parametrize("data", [HALF_A_HELLO, b"PROXY TCP4 1.2.3.4\r\n", b"PROXY ", b""])
 async def test_a_trusted_balancer_without_a_good_header_is_refused_in_time(files, data, caplog):
-    async with open_balanced(files) as house:
+    async with open_balanced(files, evolve(PATIENT, head_seconds=0.3, handshake_seconds=0.3)) as house:
         with tcp(house, "127.0.0.2") as sock:
             sock.send(data)
             await until(lambda: refusals(house) == {"proxy_header": 1}, 2.0)
-        assert house.gate.stats()["strangers"] == 0
+        await until(lambda: house.gate.stats()["strangers"] == 0)
     assert any("the PROXY header of 127.0.0.2 " in record.getMessage() for record in caplog.records)
 
 
@@ -433,12 +454,12 @@ async def test_a_balancers_check_is_no_mistake(files, caplog):
     ]
 
 
-async def test_from_anybody_else_the_header_is_no_tls(files):
+async def test_from_anybody_else_the_header_is_no_tls(files, charged):
     async with open_balanced(files) as house:
         with pytest.raises((OSError, trio.BrokenResourceError)):
             await ask(house, WRONG, "127.0.0.3", v1("192.0.2.1"))
         await until(lambda: refusals(house) == {"tls": 1})
-        assert owed(house, "192.0.2.1") == 0.0
+        assert "192.0.2.1" not in charged
 
 
 async def test_a_server_that_closes_leaves_no_socket_of_any_phase(files):

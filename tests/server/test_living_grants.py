@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from test_gate import QUICK, House, client_context, files, until
+from ports import free_port
+from test_gate import PATIENT, House, client_context, files, until
 
 from tunnel.addresses import HostPort, PortRange
 from tunnel.config import Grant, ServerConfig
@@ -25,11 +26,7 @@ __all__ = ["client_context", "files"]
 
 
 def free_ports(count: int) -> list[int]:
-    held = [listen("127.0.0.1", 0) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in held]
-    for sock in held:
-        sock.close()
-    return ports
+    return [free_port() for _ in range(count)]
 
 
 class Lab:
@@ -75,7 +72,7 @@ async def open_lab(
 ) -> AsyncIterator[Lab]:
     grant = Grant("lab", hash_token("lab-token"), **{"allow_ports": None, **allowed})
     config = ServerConfig(
-        (HostPort("127.0.0.1", 0),), None, files / "cert.pem", files / "key.pem", clients=(grant,), limits=QUICK
+        (HostPort("127.0.0.1", 0),), None, files / "cert.pem", files / "key.pem", clients=(grant,), limits=PATIENT
     )
     with trio.fail_after(30):
         async with open_server(config) as server, trio.open_nursery() as nursery:
@@ -220,13 +217,14 @@ async def test_a_rate_of_new_visitors_can_come_and_go_and_is_told_once(
     files: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (port,) = free_ports(1)
-    async with open_lab(files, max_visitor_rate=0.5) as lab:
+    async with open_lab(files, max_visitor_rate=0.02) as lab:
         await lab.control.send(ProxySet(1, specs(port)))
         await lab.until_seen(p0="healthy")
         visitors = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
-        await trio.sleep(0.15)
+        word = "new visitors of client 'lab' wait: more come than its max_visitor_rate of 0.02 a second"
+        await until(lambda: word in caplog.text)
+        await trio.sleep(0.05)
         assert len(lab.session.relay.streams) == 1
-        word = "new visitors of client 'lab' wait: more come than its max_visitor_rate of 0.5 a second"
         assert caplog.text.count(word) == 1
         lab.reload(max_visitor_rate=None)
         await until(lambda: len(lab.session.relay.streams) == 5)
@@ -267,7 +265,7 @@ async def test_limits_that_change_hold_for_living_sessions_save_the_heartbeat_th
     async with open_lab(files) as lab:
         await lab.control.send(ProxySet(1, specs(port)))
         await lab.until_seen(p0="healthy")
-        wanted = evolve(QUICK, max_visitors_per_proxy=1, max_visitors=7, ticket_seconds=3.0, heartbeat_seconds=99.0)
+        wanted = evolve(PATIENT, max_visitors_per_proxy=1, max_visitors=7, ticket_seconds=3.0, heartbeat_seconds=99.0)
         done = lab.server.apply(evolve(lab.config, limits=wanted))
         assert done == ["limits: for all that begins from now on; nobody inside is sent away"]
         await lab.control.send(ProxySet(2, specs(port, later)))
@@ -276,7 +274,7 @@ async def test_limits_that_change_hold_for_living_sessions_save_the_heartbeat_th
         assert [listener.max_visitors for listener in published._listeners] == [1, 1]
         assert lab.server.engine.max_streams == 7
         limits = lab.session._config.limits
-        assert (limits.ticket_seconds, limits.heartbeat_seconds) == (3.0, QUICK.heartbeat_seconds)
+        assert (limits.ticket_seconds, limits.heartbeat_seconds) == (3.0, PATIENT.heartbeat_seconds)
         assert lab.server.config.limits == wanted
 
 
@@ -285,5 +283,5 @@ async def test_who_only_looks_has_no_visitors_whatever_limits_a_reload_brings(fi
     async with open_lab(files, {"Trio-Tunnel-Yields": "1"}) as lab:
         await lab.control.send(ProxySet(1, specs(port)))
         await lab.until_seen(p0="healthy")
-        lab.server.apply(evolve(lab.config, limits=evolve(QUICK, max_visitors_per_proxy=7)))
+        lab.server.apply(evolve(lab.config, limits=evolve(PATIENT, max_visitors_per_proxy=7)))
         assert [listener.max_visitors for listener in lab.session._published._listeners] == [0]
