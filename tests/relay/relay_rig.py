@@ -259,7 +259,7 @@ async def read_to_end(stream: trio.abc.ReceiveStream) -> bytes:
     return b"".join([chunk async for chunk in stream])
 
 
-async def saw_reset(stream: trio.SocketStream, within: float = 1.0) -> bool:
+async def saw_reset(stream: trio.SocketStream, within: float = 5.0) -> bool:
     """Read until the end: True for RST, False for FIN."""
     with trio.fail_after(within):
         try:

@@ -43,7 +43,7 @@ async def test_a_target_that_speaks_and_hangs_up_before_the_dial_is_seen_is_hear
         class Busy(LiteralRoute):
             def dial(self, stream):
                 super().dial(stream)
-                assert spoken.wait(5)  # the engine looks only now
+                assert spoken.wait(30)  # the engine looks only now
 
         spoken = threading.Event()
         threading.Thread(target=speak, daemon=True).start()
