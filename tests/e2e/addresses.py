@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 from attrs import define, field, frozen
-from processes import LOOPBACK, Client, Stage, free_port
+from processes import LOOPBACK, Client, Stage, free_port, slowness
 
 WORD = b"a short visit\n"
 
@@ -71,7 +71,8 @@ class Visit:
 
 @define
 class Visitors:
-    """Short visits to an echoing proxy at a steady rate, in a thread, while the body runs.
+    """Short visits to an echoing proxy at a steady rate, in a thread, while the body runs. On a slow machine it is a
+    slower one, and who did not come while the machine stood still is not made up for by a crowd.
 
     Each stays for `linger` seconds after the first answer: so many are inside together that all addresses are used.
     """
@@ -97,10 +98,10 @@ class Visitors:
 
     async def _run(self) -> None:
         async with trio.open_nursery() as inside:
-            due = trio.current_time()
+            due, between = trio.current_time(), slowness() / self.per_second
             while not self._over.is_set():
                 inside.start_soon(self._visit)
-                due += 1 / self.per_second
+                due = max(due + between, trio.current_time())
                 await trio.sleep_until(due)
 
     async def _visit(self) -> None:

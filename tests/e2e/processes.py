@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,11 +35,29 @@ T = TypeVar("T")
 
 def allowed(seconds: float) -> float:
     """What a bound of so many seconds is on this machine just now. What is promised is promised of an idle machine with
-    two cores; one that is as slow, or as busy with other things, as a loop shows gets as much more time."""
+    two cores; one that is slower, or busy with other things, gets as much more time, and one that stood still lately
+    gets that back."""
+    factor = slowness()
+    lately = time.monotonic() - LATELY_SECONDS
+    return seconds * factor + sum(late for until, late in list(_stalls) if until > lately)
+
+
+def slowness() -> float:
+    """How many times as long as on an idle machine a loop takes just now; 1 at least."""
     began = time.monotonic()
     for _ in range(10):
         sum(number & 3 for number in range(IDLE_LOOP))
-    return seconds * max(1.0, (time.monotonic() - began) / IDLE_LOOP_SECONDS)
+    return max(1.0, (time.monotonic() - began) / IDLE_LOOP_SECONDS)
+
+
+def _watch_for_stalls() -> None:
+    """A virtual machine that its host does not run stands still with all that is in it, and so does this thread."""
+    while True:
+        began = time.monotonic()
+        time.sleep(TICK_SECONDS)
+        now = time.monotonic()
+        if (late := now - began - TICK_SECONDS) > STALL_SECONDS:
+            _stalls.append((now, late))
 
 
 @define(eq=False)
@@ -58,6 +77,11 @@ class Late(AssertionError):
 
 
 IDLE_LOOP, IDLE_LOOP_SECONDS = 100_000, 0.03  # what ten of so many steps take on an idle machine of 2024
+TICK_SECONDS = 0.1
+STALL_SECONDS = 0.25  # so late no thread wakes on a machine that is only busy
+LATELY_SECONDS = 30.0  # the longest of the bounds that are looked at when they are over
+_stalls: deque[tuple[float, float]] = deque(maxlen=100)  # until when the machine stood still, and for how long
+_watcher = threading.Thread(target=_watch_for_stalls, name="stalls", daemon=True)  # for as long as anybody tests
 _given: set[int] = set()
 
 
@@ -376,6 +400,8 @@ class Stage:
         self._names = 0
 
     def __enter__(self) -> "Stage":
+        if not _watcher.is_alive():
+            _watcher.start()
         return self
 
     def __exit__(
