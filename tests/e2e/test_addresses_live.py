@@ -13,7 +13,10 @@ import pytest
 from addresses import Forwarder, Visitors, pool, ready, wait_ready
 from processes import LOOPBACK, Client, Server, Stage, allowed, ask_echo, can_listen, dial, free_port, held_port
 
+from tunnel.config import DATA_CHANNELS
+
 pytestmark = pytest.mark.slow
+EACH = DATA_CHANNELS.min_per_address  # channels that an address has, when nobody needs more
 
 
 class Rig:
@@ -73,8 +76,8 @@ def test_every_address_that_the_server_listens_on_has_a_channel_a_second_after_t
     assert all(where in status.stdout for where in (server.where, *others))
 
 
-def still_echoes(visitor: socket.socket) -> bool:
-    visitor.settimeout(0.5)
+def still_echoes(visitor: socket.socket, seconds: float) -> bool:
+    visitor.settimeout(seconds)
     try:
         visitor.sendall(b"still here?")
         return visitor.recv(100) == b"still here?"
@@ -107,11 +110,11 @@ def test_one_address_dies_and_new_visitors_do_not_wait_nor_do_those_inside_on_th
     with ExitStack() as stack, Visitors(rig.public) as visitors:
         victim = rig.busiest(visitors)
         inside = [stack.enter_context(dial(rig.public)) for _ in range(30)]
-        assert all(map(still_echoes, inside))
+        assert all(still_echoes(visitor, 10) for visitor in inside)
         died = time.monotonic()
         die(victim, way)
         rig.stage.until(lambda: time.monotonic() > died + 2.5 and len(visitors.visits), "visits after it")
-        alive = sum(map(still_echoes, inside))
+        alive = sum(still_echoes(visitor, 0.5) for visitor in inside)
         back = time.monotonic()
         come_back(victim, way)
         rig.stage.until(lambda: ready(rig.client, victim.where), "a channel there again, by itself", 20)
@@ -140,7 +143,7 @@ def test_all_data_channels_die_while_the_control_channel_lives(rig: Rig) -> None
         ask_echo(rig.public)
         waits.append(time.monotonic() - began)
     print(f"all data channels cut, young and older: the next visitor was served after {waits} s")
-    assert max(waits) < 1
+    assert max(waits) < allowed(1)
     assert len(client.out) == lines, "no status changed: the session lived"
     assert control.tell("cut 0") != "cut 0"
 
@@ -207,7 +210,7 @@ def test_addresses_that_are_strangers_mute_or_not_to_be_trusted_leave_the_others
         print(f"a stranger, a wrong key and a mute one first: healthy after {took:.2f} s; log {len(client.err)} lines")
     assert set(refused) >= {"handshake.refused_by_peer", "handshake.certificate"}
     assert took < allowed(5)
-    assert ready(client, server.where) == 2
+    stage.until(lambda: ready(client, server.where) == EACH, "the server's own has its channels")
     assert len(client.err) < 20
     assert told < 6
     assert lines == len(client.out)
@@ -224,8 +227,8 @@ def test_a_server_that_was_stopped_for_20_seconds_meets_no_storm_when_it_goes_on
     addresses = server.where, f"{LOOPBACK}:{second}"
     client = stage.connect(server, f"echo={LOOPBACK}:0:{echo_port}", more=[addresses[1], "-v"], admin=True)
     (public,) = client.wait_healthy("echo")
-    wait_ready(stage, client, *addresses)
-    channels = sum(ready(client, where) for where in addresses)
+    stage.until(lambda: all(ready(client, where) == EACH for where in addresses), "all channels")
+    channels = len(addresses) * EACH
     lines = len(client.out)
     server.send(signal.SIGSTOP)
     time.sleep(20)  # the time is what is tested
@@ -241,7 +244,7 @@ def test_a_server_that_was_stopped_for_20_seconds_meets_no_storm_when_it_goes_on
         f"stopped for 20 s: the first visitor was served {back:.2f} s after it went on; {channels} channels before, "
         f"{sum(ready(client, where) for where in addresses)} after, {now['handshakes']} handshakes, {now['failures']}"
     )
-    assert now["handshakes"] <= 2 * channels
+    assert now["handshakes"] <= 3 * channels  # each once anew, and one or the other that came too late for its deadline
     assert len(client.err) < 20
     assert len(server.err) < 40
 
