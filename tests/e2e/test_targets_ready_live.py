@@ -4,9 +4,11 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from statistics import median
 
 import pytest
 import trio
+from addresses import pool
 from processes import (
     LOOPBACK,
     Stage,
@@ -20,6 +22,8 @@ from processes import (
 )
 from services import GREETING, Services, echo, greet_then_echo
 from target_services import Named, Trusted, at, connect, descriptors, entry, pool_of, refused_in, served, shown, visit
+
+from tunnel.config import DATA_CHANNELS
 
 pytestmark = pytest.mark.slow
 QUICK_CHECK = "[proxies.health_check]\ninterval = 0.5\ntimeout = 0.4\nfall = 2\n"
@@ -59,19 +63,19 @@ def test_checks_of_each_kind_tell_that_a_target_has_fallen_and_that_it_is_back(
     plain.close_listener()
     status = 500
     told = {name: client.wait_status(name, start=start, reason="target_down") for name in ("tcp", "http")}
-    assert time.monotonic() - began < QUICK_SECONDS
+    assert time.monotonic() - began < allowed(QUICK_SECONDS)
     assert {found["status"] for found in told.values()} == {"unhealthy"}
     assert "Connection refused" in told["tcp"]["error_message"]
     assert "GET /healthz answered 500" in told["http"]["error_message"]
     assert "target_down" in shown(stage, client)
     assert server.proxies()["tcp"]["reason"] == "target_down"
+    start = len(client.out)  # before they are back: a check may be the first to know
     plain.open_listener()
     status = 204
-    client.wait_healthy("tcp", "http", start=len(client.out), seconds=QUICK_SECONDS)
+    client.wait_healthy("tcp", "http", start=start, seconds=QUICK_SECONDS)
     # TLS: the same port without it.
-    path = client.config
+    path, start = client.config, len(client.out)
     path.write_text(path.read_text().replace(trusted.at, at(secure.port)))
-    start = len(client.out)
     client.send(signal.SIGHUP)
     found = client.wait_status("tls", start=start, reason="target_down")
     assert "TLS" in found["error_message"]
@@ -93,10 +97,10 @@ def test_while_its_target_is_down_a_proxy_keeps_its_port_or_releases_it(
         one.close_listener()
         for name in ("keep", "close"):
             client.wait_status(name, start=start, reason="target_down", status="unhealthy")
-        assert time.monotonic() - began < QUICK_SECONDS
+        assert time.monotonic() - began < allowed(QUICK_SECONDS)
         stage.until(lambda: pool_of(client, "two")["addresses"][f"{LOOPBACK}:{one.port}"]["down"], "two knows")
 
-        assert max(refused_in(keep) for _ in range(5)) < allowed(0.1)
+        assert median(refused_in(keep) for _ in range(5)) < allowed(0.1)
         assert client.proxies()["keep"]["refused"] == server.proxies()["keep"]["refused"] == {"target_down": 5}
         stage.until(lambda: can_listen(close), "the port is released")
         with pytest.raises(ConnectionRefusedError):
@@ -127,6 +131,9 @@ def test_a_hot_connection_is_open_before_its_visitor_and_serves_one_only(
     web = free_port()
     _, client = connect(stage, entry("web", web, at(service.port), more="hot = 4\n"), "web")
     stage.until(lambda: service.connections == 4, "four are open")
+    channels = DATA_CHANNELS.min_per_address
+    stage.until(lambda: pool(client)["states"]["available"] == channels, "so are all channels to the server")
+    stage.until((client.state / "history.sqlite-wal").exists, "and the history")
     before = descriptors(client.pid)
     numbers = []
     for visits in range(1, 21):
@@ -156,6 +163,7 @@ def test_a_service_that_closes_what_is_idle_never_costs_a_visitor(stage: Stage, 
     _, client = connect(stage, entry("web", web, at(service.port), more="hot = 2\n"), "web")
     for _ in range(6):
         time.sleep(0.35)  # what was hot then is dead now
+        stage.until(lambda: service.connections == 0, "a busy machine's service has closed it, too")
         assert visit(web)[0] == "a"
     figures = pool_of(client)
     assert figures["retired"]["dead"] >= 6
@@ -187,7 +195,7 @@ def test_hot_connections_are_replaced_at_their_age_the_new_one_first(stage: Stag
     web = free_port()
     config = entry("web", web, at(service.port), more="[proxies.pool]\nmin = 3\nmax_age = 0.5\n")
     _, client = connect(stage, config, "web")
-    stage.until(lambda: service.connections == 3, "open")
+    stage.until(lambda: pool_of(client)["states"]["available"] == 3, "open")
     least = 3
     while pool_of(client)["retired"].get("age", 0) < 6:
         least = min(least, pool_of(client)["states"]["available"])
@@ -214,7 +222,7 @@ def test_a_tls_target_is_verified_by_name_wherever_it_is(stage: Stage, services:
     _, client = connect(stage, config, *targets, env=trusted.env)
     ask_echo(ports["pinned"])
     ask_echo(ports["renamed"])
-    assert refused_in(ports["wrong"]) < 1
+    assert refused_in(ports["wrong"]) < allowed(1)
     why = "tls://other.local:443 has a certificate for another name: "
     client.wait_log(why)
     assert why in shown(stage, client)
@@ -224,7 +232,7 @@ def test_a_tls_target_is_verified_by_name_wherever_it_is(stage: Stage, services:
 def test_without_its_authority_a_tls_target_is_refused_with_the_remedy(stage: Stage, trusted: Trusted) -> None:
     web = free_port()
     _, client = connect(stage, entry("web", web, trusted.at), "web")
-    assert refused_in(web) < 1
+    assert refused_in(web) < allowed(1)
     client.wait_log(
         "not trusted: .*; its CA must be one of the system's, or stand in the file that SSL_CERT_FILE names"
     )
