@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def test_a_port_in_use_that_is_freed_is_live_at_the_next_attempt(stage: Stage, e
     client.wait_healthy("web", seconds=3)
     assert time.monotonic() - began < allowed(2.5)  # attempts are at 0 and 2 s
     ask_echo(port)
+    server.wait_log("Proxy 'web' listening on")  # a line of the log may come later than what it tells of
     words = f"Proxy 'web' bind failed (attempt 1/10): Port {port} is already in use by another process."
     logged = [line.split(" ", 2)[2] for line in server.err if "Proxy" in line or "Waiting" in line]
     assert [line.split(" peer=")[0] for line in logged] == [
@@ -122,20 +124,22 @@ def test_three_proxies_with_the_middle_one_taken(stage: Stage, echo_port: int) -
         with dial(ports[0]) as held_open:
             told = client.wait_status("proxy2", status="unhealthy", reason="addr_in_use", attempt=1)
             assert told["retry_after_seconds"] == 2
-            counted = set()
+            counted: dict[int, set[int]] = {}  # of each attempt, the seconds that were seen to be left
 
             def counting_down() -> bool:
                 for side in (server, client):
                     proxy = side.proxies()["proxy2"]
                     assert (proxy["status"], proxy["reason"]) == ("unhealthy", "addr_in_use")
-                    counted.add((proxy["attempt"], proxy["retry_after_seconds"]))
-                return {(1, 2), (1, 1), (2, 4), (2, 3)} <= counted
+                    counted.setdefault(proxy["attempt"], set()).add(proxy["retry_after_seconds"])
+                return sum(len(seconds) > 1 for seconds in counted.values()) >= 2
 
-            stage.until(counting_down, "status counts down through attempts 1 and 2")
+            stage.until(counting_down, "status counts down through two attempts")  # as a rule, the first two
+            assert all(max(seconds) <= 2**attempt for attempt, seconds in counted.items())
             shown = stage.run("status", "--admin", f"127.0.0.1:{server.admin}").stdout
-            assert f"addr_in_use: Port {taken} is already in use by another process; retry 2/10 in" in shown
+            assert re.search(rf"addr_in_use: Port {taken} is already in use by another process; retry \d+/10 in", shown)
             holder.close()
-            client.wait_status("proxy2", status="healthy", attempt=0, seconds=5)
+            left = client.proxies()["proxy2"]["retry_after_seconds"] or 0
+            client.wait_status("proxy2", status="healthy", attempt=0, seconds=left + 2)
             ask_echo(taken)
             held_open.sendall(b"still here")
             assert read_exactly(held_open, 10) == b"still here"
@@ -185,7 +189,7 @@ def test_a_proxys_own_policy_goes_over_the_servers(stage: Stage, echo_port: int)
     with held_port() as holder:
         few = "[proxies.bind_retry]\ninitial_delay = 0.1\nmax_retries = 1\n"
         config = proxy_toml("web", holder.getsockname()[1], echo_port, few)
-        given_up = stage.connect(server, config=config).wait_status("web", status="bind_failed", seconds=2)
+        given_up = stage.connect(server, config=config).wait_status("web", status="bind_failed")
     assert (given_up["attempt"], given_up["max_retries"]) == (2, 1)
 
 
@@ -233,7 +237,7 @@ def test_the_second_to_ask_for_an_address_is_told_who_holds_it(stage: Stage, ech
     assert "this server itself" in told["error_message"]
     home.terminate()
     assert home.wait() == 0
-    stage.until(lambda: echoes(port), "another has the port after the first left", seconds=4)
+    stage.until(lambda: echoes(port), "another has the port after the first left", seconds=10)  # at its next retry
     two = f"one=127.0.0.1:{port}:{echo_port}", f"all=0.0.0.0:{port}:{echo_port}"
     words = ["-p", two[0], "-p", two[1], "127.0.0.1:1"]
     clash = stage.run(
