@@ -12,21 +12,20 @@ from pathlib import Path
 
 import pytest
 from attrs import define, field
-from processes import WORKER, Process, Server, Stage, echoes
+from processes import Process, Server, Stage, echoes
 
 CLIENTS, PROXIES, PROGRAMS = 200, 5, 2
 BACK_SECONDS = 10.0  # for the last of them, on a machine that has other things to do
-LOWEST_PORT, ROOM = 11_000, 2_000  # of the ports that the first of those that test at a time may take for this
+PORTS = 16_000, 20_000
 
 
 def free_ports(count: int) -> range:
-    """In a row, with nobody there; below those that `free_port` gives to us (the next server's admin address for one)
-    and to others who test at the same time."""
+    """In a row, with nobody there; apart from those that `free_port` gives here and in `tests/ports.py`, to us (the next
+    server's admin address for one) and to others who test at the same time."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     taken = {int(line.split()[1].rpartition(":")[2], 16) for line in lines}
-    lowest = LOWEST_PORT + WORKER * ROOM
     while True:
-        start = random.randint(lowest, lowest + ROOM - count)
+        start = random.randint(PORTS[0], PORTS[1] - count)
         if not taken & set(range(start, start + count)):
             return range(start, start + count)
 
