@@ -13,7 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import trio
 from addresses import pool, ready, wait_ready
-from processes import LOOPBACK, Client, Process, Server, Stage, ask_echo, dial, free_port, proxy_toml, read_all
+from processes import (
+    LOOPBACK,
+    Client,
+    Process,
+    Server,
+    Stage,
+    allowed,
+    ask_echo,
+    dial,
+    free_port,
+    proxy_toml,
+    read_all,
+)
 from services import Services
 
 pytestmark = pytest.mark.slow
@@ -127,17 +139,22 @@ def test_channels_of_two_seconds_age_are_replaced_under_transfers_and_idle_visit
         ]
         found = [one.result() for one in running]
     assert {one for several in found for one in several} == {digest}
+
+    def moves() -> int:
+        return sum("the control channel moved" in line for line in list(client.err))
+
+    # A handshake beside such transfers takes a slow machine longer than an age.
+    stage.until(lambda: moves() >= SECONDS / 2 - 2, "the control channel has moved again and again")
+    stage.until(lambda: pool(client)["retired"].get("age", 0) >= 20, "so have channels been replaced")
     for visitor in idle:
         visitor.say(b"still here")
         visitor.socket.close()
     retired = pool(client)["retired"]
-    moves = sum("the control channel moved" in line for line in client.err)
     print(
-        f"{[len(one) for one in found]} transfers of {SIZE // MIB} MiB; retired {retired}; control moved {moves} times"
+        f"{[len(one) for one in found]} transfers of {SIZE // MIB} MiB; retired {retired}; "
+        f"control moved {moves()} times"
     )
-    assert retired["age"] >= 20
     assert set(retired) == {"age"}
-    assert moves >= SECONDS / 2 - 2
     stage.until(lambda: retiring(server) == 0, "no channel is left retiring")
     stage.until(
         lambda: descriptors(server) <= before[0] + 6 and descriptors(client) <= before[1] + 6, "descriptors are flat"
@@ -196,6 +213,6 @@ def test_an_address_leaves_and_another_comes_by_reload_and_a_download_does_not_n
     print(
         f"control moved {moved:.2f} s after SIGHUP, channels had left after {left:.2f} s; a new one used {used:.2f} s"
     )
-    assert used < 3
+    assert used < allowed(3)
     assert len(client.out) == lines
-    assert addresses[0] not in pool(client)["addresses"]
+    stage.until(lambda: addresses[0] not in pool(client)["addresses"], "what was left is forgotten")

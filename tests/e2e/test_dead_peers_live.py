@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from addresses import Forwarder, Visitors, wait_ready
 from attrs import define, field
-from processes import LOOPBACK, Client, Server, Stage, can_listen, dial, echoes, free_port, read_exactly
+from processes import LOOPBACK, Client, Server, Stage, allowed, can_listen, dial, echoes, free_port, read_exactly
 
 from tunnel.sockets import RETRANSMIT_MS, TCP_RTO_MAX_MS, tunnel_options
 
@@ -113,11 +113,11 @@ def test_silence_is_noticed_on_both_sides_in_30_seconds_and_service_is_back_in_5
         print(f"{rig.name}: client down {rig.down_at}, port free {rig.free_at}, back {rig.back:.2f} s after it healed")
     for rig in (cut, server):
         assert rig.down_at is not None
-        assert rig.down_at < NOTICED_SECONDS
+        assert rig.down_at < allowed(NOTICED_SECONDS)
     for rig in (cut, client):
         assert rig.free_at is not None
-        assert rig.free_at < FREE_SECONDS
-    assert all(rig.back is not None and rig.back < BACK_SECONDS for rig in rigs)
+        assert rig.free_at < allowed(FREE_SECONDS)
+    assert all(rig.back is not None and rig.back < allowed(BACK_SECONDS) for rig in rigs)
     for rig in rigs:
         (session,) = rig.server.stats()["sessions"]
         assert [proxy["status"] for proxy in session["proxies"]] == ["healthy"]
@@ -134,9 +134,9 @@ def test_data_channels_that_fall_silent_alone_are_replaced(stage: Stage, make: C
         rig.forwarder.tell("freeze 1")  # the oldest is the control channel
         stage.until(lambda: time.monotonic() > silent + 4, "4 s")
     late = visitors.late(silent - 1)
-    last = late[-1].began - silent
+    last = max(visit.began for visit in late) - silent
     print(f"{len(late)} of {len(visitors.visits)} visits late or failed, the last one begun {last:.2f} s after")
-    assert 0 < last < 3
+    assert 0 < last < allowed(3)
     assert len(rig.client.out) == lines, "no status changed: the session lived"
 
 
@@ -199,6 +199,6 @@ def test_a_cut_too_short_to_be_noticed_costs_nobody_his_connection_and_5_seconds
         stage.until(lambda: len(visitor.out) > answered + 10, "answers again", 15)
         back = float(visitor.out[answered]) - healed
         print(f"cut for {healed - cut:.1f} s: the visitor inside was answered again {back:.2f} s after")
-        assert back < BACK_SECONDS
+        assert back < allowed(BACK_SECONDS)
         assert [status["status"] for status in client.statuses][-1] == "healthy"
         assert len(client.statuses) == 2, "neither side noticed"
