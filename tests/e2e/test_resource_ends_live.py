@@ -46,9 +46,9 @@ def cpu_seconds(process: Process) -> float:
 
 def busy_share(*processes: Process, seconds: float = 1.0) -> float:
     """Of one core, from now on."""
-    before = sum(map(cpu_seconds, processes))
+    began, before = time.monotonic(), sum(map(cpu_seconds, processes))
     time.sleep(seconds)
-    return (sum(map(cpu_seconds, processes)) - before) / seconds
+    return (sum(map(cpu_seconds, processes)) - before) / (time.monotonic() - began)
 
 
 class Crowd:
@@ -120,13 +120,17 @@ def crowd() -> Iterator[Callable[[int, int], Crowd]]:
 
 
 def steady(stage: Stage, crowd: Crowd, what: str, *, at_least: int) -> int:
-    """How many are inside once that has not changed for half a second."""
+    """How many are inside once that has not changed for half a second, and for all the looks that belong to it: a
+    machine that stood still for so long has let nobody in."""
     seen = [(-1, time.monotonic())]
+    looks = 0
 
     def settled() -> bool:
+        nonlocal looks
+        looks += 1
         if crowd.look() != seen[0][0]:
-            seen[0] = (len(crowd.inside), time.monotonic())
-        return seen[0][0] >= at_least and time.monotonic() - seen[0][1] > 0.5
+            seen[0], looks = (len(crowd.inside), time.monotonic()), 0
+        return seen[0][0] >= at_least and looks > 20 and time.monotonic() - seen[0][1] > 0.5
 
     stage.until(settled, what, 20)
     return len(crowd.inside)

@@ -36,6 +36,13 @@ def cpu_seconds(process: Process) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
+def used_in(seconds: float, *processes: Process) -> list[float]:
+    """What each takes of the processor in that time from now on, in seconds of its own."""
+    before = [cpu_seconds(process) for process in processes]
+    time.sleep(seconds)
+    return [cpu_seconds(process) - was for process, was in zip(processes, before, strict=True)]
+
+
 def fill(sock: socket.socket) -> None:
     """Send until nothing more is taken for a while."""
     sock.settimeout(0.3)
@@ -68,8 +75,7 @@ def test_who_waits_costs_no_cpu(stage: Stage, services: Services) -> None:
                 reader.shutdown(socket.SHUT_WR)
         fill(visit(deaf_port))
         stage.until(lambda: server.proxies()["echo"]["visitors"] == BOUND, "the proxy is at its bound")
-        time.sleep(0.5)  # what the readers were sent is in the kernel by now
-        before = cpu_seconds(server), cpu_seconds(client)
-        time.sleep(SECONDS)
-        used = cpu_seconds(server) - before[0], cpu_seconds(client) - before[1]
+        # Until what the readers were sent is in the kernel; who spins never rests.
+        stage.until(lambda: max(used_in(0.5, server, client)) < 0.03, "both rest")
+        used = used_in(SECONDS, server, client)
     assert max(used) < SHARE * SECONDS, f"server and client took {used[0]:.2f} and {used[1]:.2f} s of {SECONDS:g} s"
