@@ -107,7 +107,7 @@ def test_a_live_table_leaves_the_terminal_as_it_was(pair: Pair, command: str, en
     process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
     shown = b""
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 40
         while b"greeter" not in shown and time.monotonic() < deadline:
             if select.select([ours], [], [], 1.0)[0]:
                 shown += os.read(ours, 65536)

@@ -19,6 +19,7 @@ from processes import (
     Client,
     Server,
     Stage,
+    allowed,
     ask_echo,
     dial,
     free_port,
@@ -152,15 +153,17 @@ def test_the_target_ends_first_and_still_hears_the_visitor(pair: Pair, services:
         assert read_all(visitor) == b"my last word"
         visitor.sendall(b"but I have one more")
         visitor.shutdown(socket.SHUT_WR)
-        assert services.seen.get(timeout=5) == b"but I have one more"
+        assert services.seen.get(timeout=30) == b"but I have one more"
 
 
 def test_a_reset_by_the_target_is_a_reset_for_the_visitor(pair: Pair) -> None:
     """B24."""
-    with dial(pair.ports["resets"], seconds=1) as visitor:
+    with dial(pair.ports["resets"]) as visitor:
+        began = time.monotonic()
         visitor.sendall(b"x")
         with pytest.raises(ConnectionResetError):
             read_all(visitor)
+    assert time.monotonic() - began < allowed(1)
 
 
 def test_a_reset_by_the_visitor_is_a_reset_for_the_target(pair: Pair, services: Services) -> None:
@@ -168,11 +171,15 @@ def test_a_reset_by_the_visitor_is_a_reset_for_the_target(pair: Pair, services: 
     assert read_exactly(visitor, 5) == b"hello"
     reset_on_close(visitor)
     visitor.close()
-    assert services.seen.get(timeout=1) is ConnectionResetError
+    began = time.monotonic()
+    assert services.seen.get(timeout=30) is ConnectionResetError
+    assert time.monotonic() - began < allowed(1)
     with dial(pair.ports["reports_end"]) as visitor:
         assert read_exactly(visitor, 5) == b"hello"
+        began = time.monotonic()
         visitor.shutdown(socket.SHUT_WR)
-        assert services.seen.get(timeout=1) == "fin"
+        assert services.seen.get(timeout=30) == "fin"
+        assert time.monotonic() - began < allowed(1)
 
 
 @pytest.mark.slow
@@ -180,12 +187,14 @@ def test_a_client_killed_under_traffic_resets_its_visitors(stage: Stage, echo_po
     server = stage.serve()
     client = stage.connect(server, f"web=127.0.0.1:0:{echo_port}")
     (port,) = client.wait_healthy("web")
-    with dial(port, seconds=2) as visitor:
+    with dial(port) as visitor:
         visitor.sendall(b"x")
         assert read_exactly(visitor, 1) == b"x"
         client.kill()
+        began = time.monotonic()
         with pytest.raises(ConnectionResetError):
             read_all(visitor)
+    assert time.monotonic() - began < allowed(2)
 
 
 @pytest.mark.slow
@@ -194,12 +203,14 @@ def test_a_server_killed_under_traffic_resets_its_visitors_and_targets(stage: St
     server = stage.serve()
     client = stage.connect(server, f"web=127.0.0.1:0:{services.add(services.reports_end)}")
     (port,) = client.wait_healthy("web")
-    with dial(port, seconds=2) as visitor:
+    with dial(port) as visitor:
         assert read_exactly(visitor, 5) == b"hello"
         server.kill()
+        began = time.monotonic()
         with pytest.raises(ConnectionResetError):
             read_all(visitor)
-        assert services.seen.get(timeout=5) is ConnectionResetError
+        assert services.seen.get(timeout=30) is ConnectionResetError
+    assert time.monotonic() - began < allowed(2)
 
 
 # Targets
@@ -224,7 +235,7 @@ def test_a_target_that_refuses_costs_the_visitor_no_time_and_is_counted(stage: S
                     assert read_all(visitor) == b""
                 ends.append(time.monotonic() - began)
         print(f"{name}: closed after {', '.join(f'{1000 * end:.1f}' for end in ends)} ms")
-        assert min(ends) < 0.1
+        assert min(ends) < allowed(0.1)
         reason = "dial_failed" if name == "unix" else "dial_refused"
         for side in (server, client):
             figures = settled(stage, side, name)
@@ -393,7 +404,7 @@ def test_a_burst_of_200_visitors_right_after_the_start(stage: Stage, echo_port: 
     waits = trio.run(burst, port)
     print(f"200 visitors at once: the slowest waited {max(waits):.3f} s")
     assert len(waits) == 200
-    assert max(waits) < 1
+    assert max(waits) < allowed(1)
 
 
 async def burst(port: int) -> list[float]:

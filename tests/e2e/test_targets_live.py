@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from statistics import median
 from threading import Event
 
 import pytest
@@ -95,7 +96,8 @@ def test_a_service_killed_under_traffic_costs_no_visitor_and_is_used_again(
             stage.until(lambda: pool_of(client)["leases"] > before["leases"] + 300, "traffic goes on")
             after = pool_of(client)
             refused = [figures["failures"].get("dial.refused", 0) for figures in (before, after)]
-            assert refused[1] - refused[0] <= 3  # those of its prober, which on a fast machine has not been there yet
+            # Those of its prober, after 1, 2, 4, 8, 16 s: on a fast machine it has not been there yet.
+            assert refused[1] - refused[0] <= 5
             first.start()
             back_at = time.monotonic()
             address = f"{LOOPBACK}:{first.port}"
@@ -104,7 +106,7 @@ def test_a_service_killed_under_traffic_costs_no_visitor_and_is_used_again(
             stage.until(lambda: visit(web)[0] == "first", "it is used again", 2)
         finally:
             over.set()
-        visits = [found for thread in visitors for found in thread.result(10)]
+        visits = [found for thread in visitors for found in thread.result(30)]
     failed = [(began - killed_at, word) for began, word in visits if word.startswith("failed")]
     assert [when for when, _ in failed if when > 0] == []
     assert len(failed) <= 3  # inside when it was killed
@@ -137,8 +139,8 @@ def test_a_download_goes_on_to_the_byte_while_all_that_concerns_targets_changes(
     _, client = connect(stage, entry("web", web, at(old.port), more="hot = 2\n"), "web", env=trusted.env)
 
     def change(*targets: str, more: str = "") -> None:
-        client.config.write_text(entry("web", web, *targets, more=more))
         start = len(client.err)
+        client.config.write_text(entry("web", web, *targets, more=more))
         client.send(signal.SIGHUP)
         client.wait_log("read again: [0-9]+ change", start=start)
 
@@ -177,7 +179,7 @@ def test_a_download_goes_on_to_the_byte_while_all_that_concerns_targets_changes(
         assert served(web, 10) == {"new": 10}
         change(trusted.at, more="hot = 2\n")
         stage.until(lambda: pool_of(client)["states"]["available"] == 2, "TLS, hot")
-        assert new.connections == 0
+        stage.until(lambda: new.connections == 0, "the one before has nobody")
         exchange()
     stage.until(lambda: old.connections == 0, "the last visitor has gone")
     assert client.proxies()["web"]["status"] == "healthy"
@@ -231,9 +233,9 @@ def test_a_target_that_hangs_ends_at_its_deadline_and_delays_nobody_else(stage: 
             for _ in range(20):
                 ask_echo(ports["well"])
             assert time.monotonic() - began < allowed(1)
-            assert all(1.9 < found.result(10) < 2.5 for found in waiting)
+            assert all(1.9 < found.result(30) < allowed(2.5) for found in waiting)
             for visitor in either:
-                visitor.result(10)
+                visitor.result(30)
         began = time.monotonic()
         ask_echo(ports["either"])  # everybody knows by now
         assert time.monotonic() - began < allowed(0.5)
@@ -245,7 +247,7 @@ def test_when_all_targets_refuse_a_visitor_is_closed_at_once_and_the_log_stays_s
     """B25."""
     web = free_port()
     _, client = connect(stage, entry("web", web, at(free_port()), at(free_port())), "web")
-    assert max(refused_in(web) for _ in range(20)) < allowed(0.1)
+    assert median(refused_in(web) for _ in range(20)) < allowed(0.1)  # a busy machine keeps one or the other waiting
     figures = pool_of(client)
     assert (figures["misses"], figures["leases"], figures["waiting"], figures["quarantines"]) == (20, 0, 0, 2)
     assert client.proxies()["web"]["refused"] == {"dial_refused": 20}
