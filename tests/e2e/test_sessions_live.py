@@ -45,13 +45,13 @@ def test_service_is_back_in_two_seconds_after_the_server_was_killed(stage: Stage
         assert not read_to_the_end(visitor)  # the kernel ends it, with FIN or RST as it likes
     lost = client.wait_status("web", status="unhealthy", reason="session_lost", seconds=2)
     assert lost["error_message"]
-    began = time.monotonic()
     again = stage.serve(state=server.state, port=server.port)
+    listened = time.monotonic()  # half a second after its start, which is Python's; on a busy machine, much more
     stage.until(lambda: echoes(public), "service is back", seconds=3)
-    print(f"service back {time.monotonic() - began:.2f} s after the server's start")
-    assert time.monotonic() - began < allowed(2)
+    print(f"service back {time.monotonic() - listened:.2f} s after the server's 'listening on'")
+    assert time.monotonic() - listened < allowed(1.5)
     assert [session["client"] for session in again.stats()["sessions"]] == ["default"]
-    assert client.proxies()["web"]["visitors"] == 0
+    stage.until(lambda: client.proxies()["web"]["visitors"] == 0, "nobody is inside")
 
 
 def read_to_the_end(visitor: socket.socket) -> bytes:
@@ -69,13 +69,13 @@ def test_restarts_in_order_are_as_quick_however_often(stage: Stage, echo_port: i
     client = stage.connect(server, f"web=127.0.0.1:{public}:{echo_port}")
     client.wait_healthy("web")
     for _ in range(6):
-        began = time.monotonic()
         server.terminate()
         assert server.wait() == 0
         server = stage.serve(state=server.state, port=server.port)
+        listened = time.monotonic()
         stage.until(lambda: echoes(public), "service is back", seconds=3)
-        print(f"service back {time.monotonic() - began:.2f} s after SIGTERM to the old server")
-        assert time.monotonic() - began < allowed(2)
+        print(f"service back {time.monotonic() - listened:.2f} s after the new server's 'listening on'")
+        assert time.monotonic() - listened < allowed(1.5)
     assert "the server is stopping" in client.stderr
 
 
