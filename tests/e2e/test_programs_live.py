@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Pair
-from processes import Stage, free_port
+from processes import Stage, dial, free_port
 
 
 def program(name: str, *more: str) -> str:
@@ -62,6 +62,7 @@ def test_ssh(stage: Stage) -> None:
     )
     server = stage.serve()
     with running(stage, *prefix, sshd, "-D", "-e", "-f", stage.path("sshd_config")):
+        stage.until(lambda: dial(port).close() or True, "sshd listens")
         client = stage.connect(server, f"ssh=127.0.0.1:0:{port}")
         (public,) = client.wait_healthy("ssh")
         key = stage.path("host.pub").read_text().split(" ", 2)

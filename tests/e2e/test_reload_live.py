@@ -86,12 +86,12 @@ def test_a_download_goes_on_to_the_byte_while_targets_checks_and_pools_change(
 
         # A check that fails, by a change of the target alone, and one that passes again.
         broken = proxy_toml("web", public, free_port(), check)
-        path.write_text(broken + proxy_toml("more", other, echo_port))
         start = len(client.out)
+        path.write_text(broken + proxy_toml("more", other, echo_port))
         reload(client, "read again: 1 change$")
         client.wait_status("web", start=start, reason="target_down")
-        path.write_text(proxy_toml("web", public, echo_port, check) + proxy_toml("more", other, echo_port))
         start = len(client.out)
+        path.write_text(proxy_toml("web", public, echo_port, check) + proxy_toml("more", other, echo_port))
         reload(client, "read again: 1 change$")
         client.wait_healthy("web", start=start)
         ask_echo(public)

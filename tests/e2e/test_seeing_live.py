@@ -189,16 +189,16 @@ def test_on_a_terminal_there_is_a_live_table(stage: Stage, echo_port: int) -> No
     shown = bytearray()
 
     def look() -> bool:
-        try:
-            shown.extend(os.read(ours, 65536))
-        except BlockingIOError:
-            pass
-        return b"healthy" in shown and b"addr_in_use" in shown and b"retry 1/10 in 1 s" in shown
+        with suppress(OSError):  # nothing more is there
+            while piece := os.read(ours, 65536):
+                shown.extend(piece)
+        # As a rule the first retry; on a machine that stood still in that very second, a later one.
+        return b"healthy" in shown and b"addr_in_use" in shown and bool(re.search(rb"retry \d+/10 in 1 s", shown))
 
     try:
         stage.until(look, "the table shows both proxies and counts down")
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(30) == 0
         look()
         assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")  # the cursor is back
     finally:
@@ -236,7 +236,7 @@ def test_readers_who_stop_reading_do_not_stop_the_tunnel(stage: Stage, echo_port
     for process in (client, server):
         began = time.monotonic()
         process.terminate()
-        assert process.popen.wait(10) == 0
+        assert process.popen.wait(30) == 0
         print(f"{process.name} ended {time.monotonic() - began:.2f} s after SIGTERM, its words unread")
         process.read_output()
 
@@ -265,7 +265,7 @@ def test_a_closed_standard_output_or_a_reader_who_left_costs_the_view_only(stage
     for port in ports:
         stage.until(lambda port=port: echoes(port), f"port {port} answers")
     left.terminate()
-    assert left.popen.wait(5) == 0
+    assert left.popen.wait(30) == 0
     said = left.popen.stderr.read().decode()
     assert "nothing is shown any more (Broken pipe)" in said
     assert "Traceback" not in said

@@ -118,7 +118,9 @@ def test_a_new_token_is_taken_at_once_and_a_mistake_changes_nothing(stage: Stage
     client.wait_log("the token is another one: a new session begins with it, at once")
     client.wait_healthy("web", start=start)
     ask_echo(public)
-    assert [session["client"] for session in server.stats()["sessions"]] == ["new"]
+    stage.until(
+        lambda: [session["client"] for session in server.stats()["sessions"]] == ["new"], "the old one's has ended"
+    )
     folder = stage.path("away")
     folder.mkdir()
     start = len(client.err)
