@@ -14,7 +14,8 @@ def test_sigusr2_writes_a_dump_and_both_processes_live_on(stage: Stage, echo_por
     server = stage.serve("--profile-dir", str(folder))
     client = stage.connect(server, f"web=127.0.0.1:0:{echo_port}")
     (port,) = client.wait_healthy("web")
-    ask_echo(port)
+    for _ in range(50):  # so much that the relay is among the slowest, whatever else a start took
+        ask_echo(port, bytes(100_000))
     server.send(signal.SIGUSR2)
     written = server.wait_log(r"wrote the dump (\S+)$").group(1)
     (dump,) = folder.iterdir()

@@ -20,8 +20,8 @@ PORTS = 16_000, 20_000
 
 
 def free_ports(count: int) -> range:
-    """In a row, with nobody there; apart from those that `free_port` gives here and in `tests/ports.py`, to us (the next
-    server's admin address for one) and to others who test at the same time."""
+    """In a row, with nobody there; apart from those that `free_port` gives, here and in `tests/ports.py`, to us (the
+    next server's admin address for one) and to others who test at the same time."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     taken = {int(line.split()[1].rpartition(":")[2], 16) for line in lines}
     while True:
