@@ -109,7 +109,7 @@ def open_device(name: str, side: str) -> int:
 
 
 def serve_link(link: Link, devices: dict[str, int], control: socket.socket) -> None:
-    with selectors.DefaultSelector() as selector:
+    with selectors.SelectSelector() as selector:  # epoll's timeout is in milliseconds, rounded up
         for side, descriptor in devices.items():
             selector.register(descriptor, selectors.EVENT_READ, side)
         selector.register(control, selectors.EVENT_READ)
