@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import trio
 from tunnel.addresses import HostPort
 from tunnel.errors import PeerLost
 from tunnel.faults import Phase, classify
-from tunnel.sockets import TCP_RTO_MAX_MS, dial_tcp, tunnel_options
+from tunnel.sockets import TCP_RTO_MAX_MS, dial_tcp, has_room_for, tunnel_options
 
 
 class NoNames(trio.abc.HostnameResolver):
@@ -65,3 +66,15 @@ def test_a_tunnels_connection_is_given_up_after_30_seconds_and_tried_again_every
         tunnel_options(sock)
         assert sock.getsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS) == 3000
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell")
+def test_a_new_connection_has_room_for_a_few_packets_more_until_half_its_window_is_used() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
+        assert [has_room_for(sock, packets) for packets in (1, 5, 6)] == [True, True, False]  # of ten (RFC 6928)
+
+
+def test_what_is_no_tcp_connection_has_room() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert has_room_for(one, 1000)

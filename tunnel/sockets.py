@@ -4,6 +4,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import sys
 from contextlib import suppress
 from itertools import chain, zip_longest
@@ -27,6 +28,7 @@ SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 PASSING = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
            errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ETIMEDOUT, errno.EINTR}  # fmt: skip
 TCP_RTO_MAX_MS = 44  # Linux 6.15; Python has no name for it
+_WINDOW = struct.Struct("=24xI52xI")  # Linux' tcp_info: tcpi_unacked and tcpi_snd_cwnd, in packets
 _NODELAY_OPTION = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -152,6 +154,18 @@ def limit_unsent(sock: socket.socket, size: int) -> None:
     if option is not None:
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, size)
+
+
+def has_room_for(sock: socket.socket, packets: int) -> bool:
+    """Whether so many packets more leave half of TCP's congestion window free; True where the system does not tell."""
+    if sys.platform != "linux":
+        return True
+    try:
+        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _WINDOW.size)
+    except OSError:
+        return True  # no TCP
+    unacknowledged, window = _WINDOW.unpack(told)
+    return bool(2 * (unacknowledged + packets) <= window)
 
 
 async def dial_tcp(where: HostPort, *, name: str = "") -> socket.socket:

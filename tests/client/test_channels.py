@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 import trio
-from attrs import define, evolve, field
+from attrs import Factory, define, evolve, field
 from dial_rig import cancelled_everywhere
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tunnel.addresses import HostPort
 from tunnel.client import channels as channels_module
-from tunnel.client.channels import RETIRE_SECONDS, STREAMS_PER_CHANNEL, TICKET_SECONDS, Channels, Tickets
+from tunnel.client.channels import (
+    LONG_PATH_SECONDS,
+    RETIRE_SECONDS,
+    STREAMS_PER_CHANNEL,
+    TICKET_SECONDS,
+    Channels,
+    Tickets,
+)
 from tunnel.client.resolver import ServerAddress
 from tunnel.config import DATA_CHANNELS, PoolConfig
 from tunnel.errors import PeerLost, Refused
@@ -58,7 +65,7 @@ class Channel:
     is_proven: bool = False
     is_retiring: bool = False
     alive: bool = True
-    round_trip: float = 0.1
+    round_trip: float = field(default=Factory(lambda self: self.relay.world.round_trip, takes_self=True))
     closed_at: float | None = None  # by us
     echoes: int = 0
 
@@ -126,6 +133,7 @@ class World:
     numbers: Any = field(factory=lambda: count(1))
     wanted: trio.Event = field(factory=trio.Event)
     control_at: ServerAddress = A
+    round_trip: float = 0.02
     figures: Figures = field(factory=Figures)
     relay: Relay = field(init=False)
     tickets: Tickets = field(init=False)
@@ -491,9 +499,34 @@ async def test_other_figures_are_followed_without_touching_a_channel_that_serves
 ) -> None:
     async with world.running(A) as relay:
         before = list(relay.channels)
-        world.channels.pool.apply(evolve(CONFIG, min=4))
+        world.channels.apply(evolve(CONFIG, min=4))
         await wait_all_tasks_blocked()
         assert (len(relay.serving), relay.channels[:2], relay.retired) == (4, before, [])
+
+
+@pytest.mark.parametrize(
+    ("round_trip", "most", "there_are"),
+    [(LONG_PATH_SECONDS * 0.99, 32, 2), (LONG_PATH_SECONDS, 32, 4), (0.3, 3, 3), (0.3, 2, 2)],
+)
+async def test_on_a_long_path_there_are_four_channels_where_so_many_may_be(
+    round_trip: float, most: int, there_are: int, world: World, autojump_clock: MockClock
+) -> None:
+    world.round_trip = round_trip
+    world.make(evolve(CONFIG, max=most))
+    async with world.running(A) as relay:
+        await trio.sleep(2 * 300)  # no limit of what is idle takes them away
+        assert len(relay.serving) == there_are
+
+
+async def test_on_a_long_path_other_figures_leave_the_four_channels(world: World, autojump_clock: MockClock) -> None:
+    world.round_trip = LONG_PATH_SECONDS
+    async with world.running(A) as relay:
+        world.channels.apply(evolve(CONFIG, min=1, idle_limit=10.0))
+        await trio.sleep(60)
+        assert (len(relay.serving), relay.retired) == (4, [])
+        world.channels.apply(evolve(CONFIG, min=6))
+        await wait_all_tasks_blocked()
+        assert len(relay.serving) == 6
 
 
 async def test_when_the_session_ends_nothing_more_is_opened(world: World, autojump_clock: MockClock) -> None:

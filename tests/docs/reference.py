@@ -150,7 +150,8 @@ def _pools(rows: dict[str, Row], trial: "Trial") -> str:
 
 POOLS_HEAD = """\
 `[data_channels]` are the connections kept to the server (a number at the top of the file, `data_channels = 2`, is short
-for `min`), `[proxies.pool]` those to a proxy's targets. Counts that are not written follow those that are."""
+for `min`), `[proxies.pool]` those to a proxy's targets. Counts that are not written follow those that are. Where a
+round trip to the server takes 40 ms or more, `min` of `data_channels` is 4 at least, if `max` allows it."""
 
 
 def _policies(rows: dict[str, Row], trial: "Trial") -> str:

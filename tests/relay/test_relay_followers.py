@@ -4,6 +4,7 @@ import pytest
 from relay_rig import POLLERS, open_rig, read_exactly
 from test_relay_law import Reader
 
+from tunnel.relay import channel as channel_module
 from tunnel.relay.channel import FAR_SECONDS, FOLLOWERS
 
 
@@ -34,6 +35,22 @@ async def test_what_nothing_follows_is_followed_by_a_few_bytes_that_mean_nothing
         engine._follow_up()
         await reader.until(lambda seen: len(followers(seen)) == FOLLOWERS)
         assert engine.unfollowed == set()
+        await visitor.aclose()
+        peer.close()
+
+
+async def test_nothing_follows_where_tcp_has_little_room_left_for_what_comes_next(poller, monkeypatch):
+    async with open_rig(poller, channels=0) as rig:
+        peer, _ = await rig.add_raw_channel()
+        channel = rig.server.channels[0]
+        channel.round_trip = FAR_SECONDS
+        reader, visitor = await opened(rig, peer)
+        monkeypatch.setattr(channel_module, "has_room_for", lambda sock, packets: False)
+        rig.server_engine._follow_up()
+        channel.ping()
+        rig.server_engine.wake()
+        await reader.until(lambda seen: sum(what[0] == "ping" for what in seen) == 2)
+        assert followers(reader.seen) == []
         await visitor.aclose()
         peer.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import trio
+from attrs import evolve
 
 from tunnel.client.dialer import Dialer
 from tunnel.client.resolver import ServerAddress
@@ -28,6 +29,8 @@ URGENT_SECONDS = 5.0  # between openings that no quarantine holds up; what ends 
 ARRIVALS_SECONDS = 1.0  # between looks at how many visitors came
 ANSWER_SECONDS = 0.5  # a channel's time to answer when the server, which has waited as long, hears nothing on any
 ANSWER_ROUND_TRIPS = 3  # or so many, on a long path
+LONG_PATH_SECONDS = 0.04  # a round trip: the path is long
+LONG_PATH_CHANNELS = 4  # ten first packets each: 40 visitors of a sudden crowd in the first round trip (measured)
 
 
 class Tickets:
@@ -111,6 +114,7 @@ class Channels:
         self._bereft = trio.Event()  # no channel is left
         self._doubted = trio.Event()  # the server hears nothing
         self._opened: set[DataChannel] = set()  # until they end
+        self._is_long_path = False
         self._tasks: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -125,7 +129,7 @@ class Channels:
             self._tasks = None
 
     def _make_pool(self, config: PoolConfig) -> Pool[ServerAddress, DataChannel]:
-        use = Use(open=self._open, validate=_validate, capacity=STREAMS_PER_CHANNEL)
+        use = Use(open=self._open, validate=self._validate, capacity=STREAMS_PER_CHANNEL)
         return Pool(use, config, name="data channels", figures=self._figures)
 
     async def _run_pool(self) -> None:
@@ -135,6 +139,21 @@ class Channels:
         self.pool = self._make_pool(self.pool.rules.config)
         self.use(self._addresses)
         return self.pool
+
+    def apply(self, config: PoolConfig) -> None:
+        """Other figures from now on."""
+        self.pool.apply(self._fitting(config))
+
+    def _fitting(self, config: PoolConfig) -> PoolConfig:
+        """`min` for the path there is: far away a crowd needs more channels, for TCP begins slowly on each."""
+        least = min(LONG_PATH_CHANNELS, config.max) if self._is_long_path else 0
+        return evolve(config, min=max(config.min, least))
+
+    async def _validate(self, one: DataChannel) -> None:
+        await _answers(one)
+        if one.channel.round_trip >= LONG_PATH_SECONDS and not self._is_long_path:
+            self._is_long_path = True
+            self.apply(self.pool.rules.config)
 
     def use(self, addresses: Iterable[ServerAddress]) -> None:
         """Be connected to exactly these; streams move away from others."""
@@ -196,7 +215,7 @@ class Channels:
     async def _replace_if_silent(self, one: DataChannel) -> None:
         seconds = max(ANSWER_SECONDS, ANSWER_ROUND_TRIPS * one.channel.round_trip)
         with trio.move_on_after(seconds) as waiting, suppress(PeerLost):
-            await _validate(one)
+            await _answers(one)
         if waiting.cancelled_caught:
             log.warning("a data channel does not answer within %.1f s; it is replaced", seconds)
             self.pool.lost(one, "no answer")
@@ -235,6 +254,6 @@ class Channels:
                 self.pool.arrived(came)
 
 
-async def _validate(one: DataChannel) -> None:
+async def _answers(one: DataChannel) -> None:
     """A nonce goes there and back."""
     await (one.channel.echo() if one.channel.is_proven else one.channel.wait_proven())

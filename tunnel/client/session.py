@@ -186,7 +186,7 @@ class ClientSession:
         """Other data channels from now on."""
         self._config = config
         if self.channels is not None:
-            self.channels.pool.apply(config.data_channels)
+            self.channels.apply(config.data_channels)
 
     async def _follow_addresses(self, channels: Channels) -> None:
         async with trio.open_nursery() as nursery:
