@@ -10,4 +10,5 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))  # `processes`, `services`, `vitals` are theirs
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "e2e"), str(TESTS)]  # `processes`, `services`, `vitals` are theirs

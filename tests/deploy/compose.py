@@ -20,9 +20,7 @@ from typing import Any, TypeVar
 from attrs import Factory, define
 from prometheus_client.parser import text_string_to_metric_families
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
-
-from processes import free_port
+from tests.ports import free_port
 
 from .engine import BUILD_SECONDS, Engine, NoEngine, find
 

@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import free_port
+
 from .compose import get, serves, until
 from .engine import BUILD_SECONDS, Engine, NoEngine, find
 from .files import DEPLOY
 from .kubelet import Pod
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
-
-from processes import free_port
 
 READY_SECONDS = 60.0
 SERVER_TOML = (DEPLOY / "kubernetes" / "server" / "server.toml").read_text()

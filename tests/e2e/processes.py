@@ -6,7 +6,6 @@ Every wait has a deadline; one that passes shows what all processes of the test 
 import http.client
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -23,12 +22,11 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from attrs import define, field
+from ports import free_port
 
 from tunnel.certificates import certificate_pin_of_file, pin_text
 
 LOOPBACK = "127.0.0.1"
-WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4  # of those that test at a time
-PORTS = (20_000 + 3000 * WORKER, 22_999 + 3000 * WORKER)  # below the range that kernels choose outgoing ports from
 TAIL = 40  # lines of each stream that a failure shows
 T = TypeVar("T")
 
@@ -82,19 +80,6 @@ STALL_SECONDS = 0.25  # so late no thread wakes on a machine that is only busy
 LATELY_SECONDS = 30.0  # the longest of the bounds that are looked at when they are over
 _stalls: deque[tuple[float, float]] = deque(maxlen=100)  # until when the machine stood still, and for how long
 _watcher = threading.Thread(target=_watch_for_stalls, name="stalls", daemon=True)  # for as long as anybody tests
-_given: set[int] = set()
-
-
-def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    """Never the same twice: whom it was given to may not listen yet."""
-    while True:
-        port = random.randint(*PORTS)
-        if port in _given:
-            continue
-        with socket.socket(family, socket.SOCK_STREAM) as probe, suppress(OSError):
-            probe.bind(("::1" if family == socket.AF_INET6 else LOOPBACK, port))
-            _given.add(port)
-            return port
 
 
 @contextmanager
