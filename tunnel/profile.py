@@ -122,12 +122,12 @@ def relay_figures(engine: Engine) -> dict[str, Any]:
     return {
         "sessions": len(sessions),
         "channels": sum(len(session.channels) for session in sessions),
-        "streams": engine.open_streams,
-        "max_streams": engine.max_streams,
+        "streams": engine.bounds.open_streams,
+        "max_streams": engine.bounds.max_streams,
         "turns": engine.turns,
         "errors": engine.errors,
-        "budget_free": engine.budget.free,
-        "paused_listeners": len(engine.full),
+        "budget_free": engine.bounds.budget.free,
+        "paused_listeners": len(engine.bounds.waiting),
     }
 
 

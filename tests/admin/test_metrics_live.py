@@ -53,7 +53,7 @@ async def echo_all(visitor: trio.SocketStream, size: int) -> None:
 
 
 async def until_left(home: Home) -> None:
-    while home.server.engine.open_streams or home.client.engine.open_streams:
+    while home.server.engine.bounds.open_streams or home.client.engine.bounds.open_streams:
         await trio.sleep(0.005)
 
 

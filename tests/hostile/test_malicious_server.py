@@ -39,7 +39,7 @@ class Victim:
 
     @property
     def streams(self) -> int:
-        return self.client.engine.open_streams
+        return self.client.engine.bounds.open_streams
 
     async def assert_well(self) -> None:
         """It is in session (again), and nothing but its target was ever dialled."""

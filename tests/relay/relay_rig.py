@@ -187,7 +187,7 @@ async def open_rig(
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             rig = Rig(Engine(server_limits, poller=poller), Engine(client_limits, poller=poller), nursery)
-            budgets = [engine.budget.free for engine in rig.engines]
+            budgets = [engine.bounds.budget.free for engine in rig.engines]
             for engine in rig.engines:
                 engine.is_alone = is_alone
                 await nursery.start(engine.run)
@@ -221,10 +221,10 @@ async def keep_time(engine: Engine) -> None:
 def assert_bare(engine: Engine, budget: int) -> None:
     """Nothing is left of any session."""
     assert engine.sessions == set()
-    assert not engine.full
+    assert not engine.bounds.waiting
     assert [*engine._entries.values(), *engine._arrived.values()] == [engine._wakee]
     assert [len(queue) for queue in engine._queues] == [0] * len(engine._queues)
-    assert (engine.open_streams, engine.budget.free) == (0, budget)
+    assert (engine.bounds.open_streams, engine.bounds.budget.free) == (0, budget)
 
 
 def descriptors() -> int:

@@ -9,8 +9,8 @@ from relay_rig import POLLERS, open_rig, read_exactly, until
 
 from tunnel.config import Limits
 from tunnel.frames import FIRST_WINDOW
+from tunnel.relay.bounds import Budget
 from tunnel.relay.deadlines import DeadlineQueue
-from tunnel.relay.engine import Budget
 
 ONE = Limits(max_visitors=1)
 
@@ -25,10 +25,10 @@ async def test_visitors_that_wait_at_a_bound_go_on_when_it_is_raised(poller) -> 
     async with open_rig(poller, server_limits=ONE) as rig:
         first, second, third = [await rig.visit() for _ in range(3)]
         await ping(first)
-        await until(lambda: rig.listener in rig.server_engine.full)
+        await until(lambda: rig.listener in rig.server_engine.bounds.waiting)
         rig.server_engine.apply(evolve(ONE, max_visitors=2))
         await ping(second)
-        await until(lambda: rig.listener in rig.server_engine.full)
+        await until(lambda: rig.listener in rig.server_engine.bounds.waiting)
         rig.server_engine.apply(evolve(ONE, max_visitors=None))
         await ping(third)
         rig.server_engine.apply(ONE)  # lowered: those inside stay
@@ -44,11 +44,11 @@ async def test_a_budget_that_shrinks_below_what_is_promised_lets_nobody_in_until
         visitor = await rig.visit()
         await ping(visitor)
         engine.apply(evolve(usual, buffer_budget=FIRST_WINDOW))
-        assert engine.is_full
+        assert engine.bounds.are_reached
         await ping(visitor)
         await visitor.aclose()
-        await until(lambda: not engine.open_streams)
-        assert engine.budget.free == FIRST_WINDOW
+        await until(lambda: not engine.bounds.open_streams)
+        assert engine.bounds.budget.free == FIRST_WINDOW
         engine.apply(usual)
         async with await rig.visit() as another:
             await ping(another)

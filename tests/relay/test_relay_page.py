@@ -9,8 +9,8 @@ import pytest
 from tunnel.config import Limits
 from tunnel.frames import FIRST_WINDOW, MAX_WINDOW
 from tunnel.relay import Engine
+from tunnel.relay.bounds import Budget
 from tunnel.relay.channel import STEP_BYTES
-from tunnel.relay.engine import Budget
 from tunnel.relay.tempo import CAPACITY
 
 PAGE = (Path(__file__).parents[2] / "deploy" / "docs" / "relay.md").read_text()

@@ -124,7 +124,7 @@ async def test_at_a_bound_the_listener_pauses_and_resumes(poller, bound):
             await ping(visitor)
         async with await rig.visit() as waiting:  # in the kernel's backlog
             await waiting.send_all(b"x")
-            await until(lambda: rig.listener in rig.server_engine.full)
+            await until(lambda: rig.listener in rig.server_engine.bounds.waiting)
             turns = rig.server_engine.turns
             with trio.move_on_after(0.1) as patience:
                 await waiting.receive_some(1)
@@ -161,12 +161,12 @@ async def test_a_place_that_gets_free_costs_the_work_of_one_listener_however_man
         visitors = []
         for rig.address in addresses:
             visitors.append(await rig.visit())
-        await until(lambda: len(engine.full) == many)
+        await until(lambda: len(engine.bounds.waiting) == many)
         monkeypatch.setattr(engine, "register", counted)
         async with trio.open_nursery() as nursery:
             for visitor in visitors:
                 nursery.start_soon(ask_and_leave, visitor)
-        await until(lambda: rig.tally.visitors == 0 and not engine.full)
+        await until(lambda: rig.tally.visitors == 0 and not engine.bounds.waiting)
         assert rig.tally.visitors_total == many
         assert registered.count(True) <= 2 * many  # once to take its visitor in, once to find that it has no other
 
@@ -185,10 +185,10 @@ async def test_at_the_end_of_the_budget_the_listener_pauses_and_recovers(poller)
         first, second = await rig.visit(), await rig.visit()
         await ping(first)
         await ping(second)
-        assert rig.server_engine.budget.free == 0
+        assert rig.server_engine.bounds.budget.free == 0
         async with await rig.visit() as third:
             await third.send_all(b"x")
-            await until(lambda: rig.listener in rig.server_engine.full)
+            await until(lambda: rig.listener in rig.server_engine.bounds.waiting)
             await first.aclose()
             assert await read_exactly(third, 1) == b"x"
         await second.aclose()

@@ -31,18 +31,18 @@ def test_what_is_apart_from_the_relay_is_no_more_than_half_of_few_descriptors():
 
 async def test_listeners_and_channels_take_room_from_visitors_and_give_it_back():
     async with open_rig(POLLERS[0], channels=2) as rig:
-        room = rig.server_engine.room
+        room = rig.server_engine.bounds.room
         assert room.fixtures == 4  # a session, its listener, two channels
         room.most = 6
         visitors = [await rig.visit() for _ in range(3)]
         for visitor in visitors:
             await visitor.send_all(b"x")
-        await until(lambda: rig.listener in rig.server_engine.full)
-        assert rig.server_engine.open_streams == 2
+        await until(lambda: rig.listener in rig.server_engine.bounds.waiting)
+        assert rig.server_engine.bounds.open_streams == 2
         rig.server.channels[1].close()
         for visitor in visitors:
             assert await read_exactly(visitor, 1) == b"x"
         assert room.fixtures == 3
         for visitor in visitors:
             await visitor.aclose()
-    assert (room.fixtures, rig.client_engine.room.fixtures) == (0, 0)
+    assert (room.fixtures, rig.client_engine.bounds.room.fixtures) == (0, 0)

@@ -2,15 +2,14 @@
 
 import pytest
 import trio
-from test_gate import SOON, Limits, files, open_house, receive, request, until
+from gate_rig import SOON, open_house, receive, request, until
 
+from tunnel.config import Limits
 from tunnel.errors import Refused
 from tunnel.messages import TicketRequest, Tickets
 from tunnel.relay.room import FEW
 from tunnel.server.data_channels import MAX_PLACE
 from tunnel.tls import TlsStream
-
-__all__ = ["files"]  # the fixture
 
 PLACES = {
     "none": (None, ""),
@@ -80,7 +79,7 @@ async def is_ended(stream):
 @pytest.mark.slow
 async def test_with_no_descriptors_to_spare_a_session_has_a_few_channels_and_others_have_theirs(files):
     async with open_house(files, Limits(heartbeat_seconds=10.0)) as house, house.login() as (control, welcome):
-        room = house.server.engine.room
+        room = house.server.engine.bounds.room
         room.most, before = 2, room.most
         channels = [await house.data_channel(ticket) for ticket in welcome.tickets]
         assert len(channels) == FEW

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
+from gate_rig import PATIENT, House, client_context, until
 from ports import free_port
-from test_gate import PATIENT, House, client_context, files, until
 
 from tunnel.addresses import HostPort, PortRange
 from tunnel.config import Grant, ServerConfig
@@ -22,7 +22,7 @@ from tunnel.server.app import Server, open_server
 from tunnel.sockets import listen
 from tunnel.state import hash_token
 
-__all__ = ["client_context", "files"]
+__all__ = ["client_context"]
 
 
 def free_ports(count: int) -> list[int]:
@@ -272,7 +272,7 @@ async def test_limits_that_change_hold_for_living_sessions_save_the_heartbeat_th
         await lab.until_seen(p0="healthy", p1="healthy")
         published = lab.session._published
         assert [listener.max_visitors for listener in published._listeners] == [1, 1]
-        assert lab.server.engine.max_streams == 7
+        assert lab.server.engine.bounds.max_streams == 7
         limits = lab.session._config.limits
         assert (limits.ticket_seconds, limits.heartbeat_seconds) == (3.0, PATIENT.heartbeat_seconds)
         assert lab.server.config.limits == wanted

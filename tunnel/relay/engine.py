@@ -9,14 +9,13 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import trio
-from attrs import Factory, define, field
 
 from tunnel.config import Limits
-from tunnel.frames import FIRST_WINDOW, Abort
+from tunnel.frames import Abort
+from tunnel.relay.bounds import Bounds
 from tunnel.relay.channel import STEP_BYTES, Channel
 from tunnel.relay.deadlines import DeadlineQueue
 from tunnel.relay.ledger import Ledger
-from tunnel.relay.line import Line
 from tunnel.relay.listener import Listener
 from tunnel.relay.poller import Entry, Poller, available
 from tunnel.relay.pulse import DOUBT_SECONDS
@@ -44,33 +43,6 @@ PONG_SECONDS = 10.0  # with PING_SECONDS a dead channel is noticed in 30 s (desi
 SHORTAGE_SECONDS = 0.1  # accepting pauses so long when descriptors or memory run out
 LINGER_SECONDS = 0.002  # in all, before going back through Trio; measured: at 1 and at 64 connections a tenth less CPU
 LINGER_WAIT = 0.001  # at a time
-
-
-@define(eq=False)
-class Budget:
-    """Bytes of receive windows this process has promised (design §6); at its end listeners pause.
-
-    Half of it is kept for first windows: thirty-two streams that were fast once must not shut every listener.
-    """
-
-    free: int
-    reserve: int = field(default=Factory(lambda self: self.free // 2, takes_self=True))
-    size: int = field(default=Factory(lambda self: self.free, takes_self=True))  # in all
-
-    def take(self, size: int) -> bool:
-        """Let a window grow by `size`; False (and nothing taken) when that is more than there is for growth."""
-        if size > self.free - self.reserve:
-            return False
-        self.free -= size
-        return True
-
-    def give(self, size: int) -> None:
-        self.free += size
-
-    def become(self, size: int) -> None:
-        """So much in all from now on; what was promised stays promised, and may be more than that for a while."""
-        self.free += size - self.size
-        self.size, self.reserve = size, size // 2
 
 
 class Member(Entry, Protocol):
@@ -110,11 +82,7 @@ class Engine:
         self.plain_view = memoryview(bytearray(2 * STEP_BYTES))
         self.batch = bytearray(CAPACITY)  # filled, encrypted and empty again within one channel's pump
         self.batch_view = memoryview(self.batch)
-        self.budget = Budget(limits.buffer_budget)
-        self.max_streams = limits.max_visitors
-        self.open_streams = 0
-        self.room = room or Room()
-        self.full: Line[Listener] = Line()  # paused at a bound
+        self.bounds: Bounds[Listener] = Bounds(limits, room or Room(), now=self.now, wake=self.wake)
         self.pings = self._deadlines(PING_SECONDS, Channel.ping)
         self.pongs = self._deadlines(PONG_SECONDS, Channel.unanswered)
         self.doubts = self._deadlines(DOUBT_SECONDS, Channel.doubted)
@@ -143,29 +111,18 @@ class Engine:
         self._waker.setblocking(False)
         self._wakee = _Wakee(wakee)
         self.register(wakee.fileno(), self._wakee, level=True)
-        self._last_shortage = self._last_full = 0.0
+        self._last_shortage = 0.0
         self._alarm = trio.Event()
 
     now = staticmethod(time.monotonic)
 
     def apply(self, limits: Limits) -> None:
         """Other bounds from now on. Nobody inside goes; deadlines under way are as much later or sooner."""
-        self.budget.become(limits.buffer_budget)
-        self.max_streams = limits.max_visitors
+        self.bounds.apply(limits)
         self.dials.become(limits.dial_seconds)
         self.waits.become(limits.channel_wait_seconds)
         self.half_closed.become(limits.half_closed_seconds)
         self._alarm.set()
-        self.look_at_bounds()
-
-    @property
-    def is_full(self) -> bool:
-        """No room for one more stream: descriptors or budget are used up."""
-        return (
-            self.budget.free < FIRST_WINDOW
-            or (self.max_streams is not None and self.open_streams >= self.max_streams)
-            or self.room.is_full(self.open_streams)
-        )
 
     def attach(
         self, *, route: Callable[[int, int], Route | None] | None = None, max_streams: int | None = None
@@ -269,7 +226,7 @@ class Engine:
         if self.stirred:
             self._begin_clock()
             self._pump()
-        if self.full.unseen:
+        if self.bounds.waiting.unseen:
             self._go_on()
         share = self.mixture.share(self.turns)
         if share is not self.share:
@@ -386,49 +343,13 @@ class Engine:
             del self._entries[fd]
         self._left.add(fd)
 
-    def stream_left(self, window: int) -> None:
-        self.budget.give(window)
-        self.open_streams -= 1
-        if self.full:
-            self.look_at_bounds()
-
-    def fixture_left(self) -> None:
-        """A listener, a channel or a session ended, and its socket with it."""
-        self.room.fixtures -= 1
-        if self.full:
-            self.look_at_bounds()
-
-    def look_at_bounds(self) -> None:
-        """A bound is further away than it was: listeners that have room again go on, one at the end of each turn."""
-        if self.full and not self.full.unseen:
-            self.wake()
-        self.full.look_again()
-
     def _go_on(self) -> None:
-        """Who goes on has a turn's time to take what room there is, before the next one does."""
-        if self.is_full:
-            self.full.unseen = 0  # who leaves next lets us look again
-            return
-        listener = self.full.next()
+        listener = self.bounds.next()
         if listener is not None:
             try:
                 listener.resume()
             except Exception as exc:
                 self.wall(listener, exc)
-        if self.full.unseen:
-            self.wake()
-
-    def full_for(self, listener: Listener) -> None:
-        """A bound is reached: visitors wait in the kernel until others have gone. Says so at most once a minute."""
-        self.full.add(listener)
-        now = self.now()
-        if now - self._last_full > 60 or not self._last_full:
-            self._last_full = now
-            log.warning(
-                "new visitors wait: %d are inside, and that is the bound (limits: max_visitors, buffer_budget of 64 KiB"
-                " for each, the client's max_visitors, or the descriptors: ulimit -n)",
-                self.open_streams,
-            )
 
     def short_of(self, listener: Listener, exc: Exception) -> None:
         """Accepting failed for want of descriptors or memory: try again shortly, say so at most once a minute."""

@@ -59,8 +59,8 @@ def read_meters(engine: "Engine") -> RelayMeters:
     suspect = sum(channel.is_suspect for channel in channels)
     retiring = sum(channel.is_retiring and not channel.is_suspect for channel in channels)
     return RelayMeters(
-        visitors=engine.open_streams,
-        visitors_limit=engine.max_streams,
+        visitors=engine.bounds.open_streams,
+        visitors_limit=engine.bounds.max_streams,
         visitors_total=ledger.visitors,
         refused={reason.name.lower(): number for reason, number in ledger.refused.items()},
         cut={reason.name.lower(): number for reason, number in ledger.cut.items()},
@@ -73,7 +73,7 @@ def read_meters(engine: "Engine") -> RelayMeters:
         channels_ended=dict(ledger.channels_ended),
         turns=engine.turns,
         errors=engine.errors,
-        buffer_bytes=engine.budget.size - engine.budget.free,
-        buffer_limit=engine.budget.size,
-        paused_listeners=len(engine.full),
+        buffer_bytes=engine.bounds.budget.size - engine.bounds.budget.free,
+        buffer_limit=engine.bounds.budget.size,
+        paused_listeners=len(engine.bounds.waiting),
     )

@@ -45,7 +45,7 @@ class Listener:
     @property
     def is_at_bound(self) -> bool:
         return (
-            self.engine.is_full
+            self.engine.bounds.are_reached
             or self.session.is_full
             or (self.max_visitors is not None and self._tally.visitors >= self.max_visitors)
         )
@@ -56,7 +56,7 @@ class Listener:
         for _ in range(most):
             if self.is_at_bound:
                 self.pause()
-                self.engine.full_for(self)
+                self.engine.bounds.wait(self)
                 return
             try:
                 sock, _ = self._sock.accept()
@@ -123,9 +123,9 @@ class Listener:
         try:
             self.pause()
         finally:
-            self.engine.full.discard(self)
+            self.engine.bounds.waiting.discard(self)
             self.engine.pauses.discard(self)
             self.session.listeners.discard(self)
-            self.engine.fixture_left()
+            self.engine.bounds.fixture_left()
             self._sock.close()
             self.on_closed()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from tunnel.errors import RemoteProtocolError
-from tunnel.frames import FIRST_WINDOW, RETIRE, RST, Abort
+from tunnel.frames import RETIRE, RST, Abort
 from tunnel.relay.channel import Channel
 from tunnel.relay.listener import Listener
 from tunnel.relay.moving import Moving, leading
@@ -67,7 +67,7 @@ class RelaySession:
 
     def __enter__(self) -> "RelaySession":
         self.engine.sessions.add(self)
-        self.engine.room.fixtures += 1
+        self.engine.bounds.fixture_came()
         return self
 
     def __exit__(
@@ -85,12 +85,12 @@ class RelaySession:
             self._walled(channel, channel.close)
         if self in self.engine.sessions:
             self.engine.sessions.discard(self)
-            self.engine.fixture_left()
+            self.engine.bounds.fixture_left()
 
     @property
     def may_hold_more(self) -> bool:
         """Whether there are descriptors for one more listener or channel of this session."""
-        return self.engine.room.allows(len(self.listeners) + len(self.channels))
+        return self.engine.bounds.room.allows(len(self.listeners) + len(self.channels))
 
     def _walled(self, member: "Member", end: Callable[[], None]) -> None:
         try:
@@ -106,7 +106,7 @@ class RelaySession:
         channel = Channel(self, parts, masks=masks, place=place)
         self.channels.append(channel)
         self.engine.ledger.channels_opened += 1
-        self.engine.room.fixtures += 1
+        self.engine.bounds.fixture_came()
         self.judge_places()
         self._on_lost[channel] = on_lost
         try:
@@ -137,7 +137,7 @@ class RelaySession:
         """Reset the streams that used it, either way; the peer is told on another channel, should it not know which."""
         self.channels.remove(channel)
         self.engine.ledger.end_channel(why, clean=clean)
-        self.engine.fixture_left()
+        self.engine.bounds.fixture_left()
         self.judge_places()
         other = self._pick()
         for stream in list(self.streams.values()):
@@ -247,7 +247,7 @@ class RelaySession:
             raise RemoteProtocolError("OPEN on a channel that it has left")
         self.opened_total += 1
         route = self._route(index, version)
-        if route is None or self.is_full or self.engine.is_full:
+        if route is None or self.is_full or self.engine.bounds.are_reached:
             refusal = Abort.UNKNOWN_PROXY if route is None else Abort.OVER_LIMIT
             self.engine.ledger.refuse(refusal)
             channel.put(RST | refusal, sid)
@@ -266,8 +266,7 @@ class RelaySession:
 
     def _keep(self, stream: Stream) -> None:
         self.streams[stream.sid] = stream
-        self.engine.budget.free -= FIRST_WINDOW  # whether there is room was asked before
-        self.engine.open_streams += 1
+        self.engine.bounds.stream_came()
         self.engine.ledger.visitors += 1
 
     async def wait_empty(self) -> None:
@@ -292,7 +291,7 @@ class RelaySession:
         if stream.lease is not None:
             stream.lease.release()
         engine.ledger.leave(stream)
-        engine.stream_left(stream.window)
+        engine.bounds.stream_left(stream.window)
 
     def half_closed(self, stream: Stream) -> None:
         """One direction has ended: from now on silence has a deadline."""
@@ -310,7 +309,7 @@ class RelaySession:
         """
         listener = Listener(self, sock, index=index, version=version, tally=tally, on_lost=on_lost)
         self.listeners.add(listener)
-        self.engine.room.fixtures += 1
+        self.engine.bounds.fixture_came()
         listener.resume()
         self.engine.wake()
         return listener

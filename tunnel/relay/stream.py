@@ -324,7 +324,7 @@ class Stream:
         if self.held is None:  # a local socket that lags behind has window enough
             window = grown_window(self.window, owed, now - self.granted_at, channel.round_trip)
             growth = window - self.window
-            if growth and engine.budget.take(growth):
+            if growth and engine.bounds.budget.take(growth):
                 owed += growth
                 self.window = window
                 self.grant_at = window - grant_size(window)

@@ -27,7 +27,7 @@ def bound(relay: RelaySession, grant: Grant) -> None:
         word = "new visitors of client '%s' wait: more come than its max_visitor_rate of %g a second"
         held_up = partial(told.log, logging.WARNING, word, grant.name, grant.max_visitor_rate, key="pace")
         relay.pace = Pace(grant.max_visitor_rate, relay.engine.now(), held_up=held_up)
-    relay.engine.look_at_bounds()
+    relay.engine.bounds.look_again()
 
 
 def hold_to(grant: Grant, proxies: Iterable[Proxy]) -> None:
