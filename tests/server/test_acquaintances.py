@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from test_gate import PATIENT, House, files, grants
+from gate_rig import PATIENT, House, grants
 
 from tunnel.addresses import HostPort
 from tunnel.config import ServerConfig
@@ -17,8 +17,6 @@ from tunnel.server.admission import KNOWN_SECONDS
 from tunnel.server.app import open_server
 from tunnel.server.strangers import Strangers
 from tunnel.state import StateDir
-
-__all__ = ["files"]  # the fixture
 
 
 class Writes:

@@ -9,21 +9,20 @@ from functools import partial
 import pytest
 import trio
 from attrs import evolve
-from test_gate import (
+from gate_rig import (
     ONE_CHANNEL,
     TOKENS,
     client_context,
     echo,
-    files,
     grants,
     living,
     open_descriptors,
     open_house,
     receive,
     request,
-    text,
     until,
 )
+from test_logged_in import text
 
 import tunnel
 from tunnel.addresses import HostPort, Target
@@ -47,8 +46,6 @@ from tunnel.messages import (
 from tunnel.server.app import open_server
 from tunnel.sockets import dial_tcp
 from tunnel.tls import TlsStream
-
-__all__ = ["files"]  # the fixture
 
 INSTANCE = "1" * 32
 

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trustme
 from attrs import evolve
-from test_gate import authority, files, grants, until
+from gate_rig import authority, grants, until
 
 import tunnel
 from tunnel.addresses import HostPort
@@ -21,8 +21,6 @@ from tunnel.client.app import Client, open_client
 from tunnel.config import ClientConfig, ServerConfig
 from tunnel.errors import PeerLost, Refused, TunnelError
 from tunnel.server.app import Server, open_server
-
-__all__ = ["files"]  # the fixture
 
 
 @cache

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import trio
 from attrs import evolve
-from test_gate import PATIENT, TOKENS, echo, files, grants, until
+from gate_rig import PATIENT, TOKENS, echo, grants, until
 
 import tunnel
 from tunnel.addresses import HostPort, Target
@@ -14,8 +14,6 @@ from tunnel.config import DATA_CHANNELS, ClientConfig, ProxyConfig, ServerConfig
 from tunnel.messages import HeartbeatReply
 from tunnel.server.app import open_server
 from tunnel.server.outbox import Outbox
-
-__all__ = ["files"]  # the fixture
 
 ONE_CHANNEL = evolve(DATA_CHANNELS, min=1, max=1)
 

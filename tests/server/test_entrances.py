@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import trio
 from attrs import evolve
-from test_gate import PATIENT, client_context, files, grants, receive, until
+from gate_rig import PATIENT, client_context, grants, receive, until
 
 from tunnel.addresses import HostPort
 from tunnel.backoff import LinearPolicy, RetryPolicy
@@ -21,8 +21,6 @@ from tunnel.server import entrance as entrance_module
 from tunnel.server.app import open_server
 from tunnel.sockets import listen
 from tunnel.tls import TlsStream
-
-__all__ = ["files"]  # the fixture
 
 FIRST, SECOND = HostPort("127.0.0.1", 0), HostPort("127.0.0.2", 0)
 

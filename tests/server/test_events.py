@@ -3,12 +3,10 @@
 import pytest
 import trio
 from attrs import evolve
-from test_gate import files, until
+from gate_rig import until
 from test_living_grants import free_ports, open_lab, specs
 
 from tunnel.messages import Farewell, Goodbye, ProxySet
-
-__all__ = ["files"]  # the fixture
 
 
 def kinds(lab):

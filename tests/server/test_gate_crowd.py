@@ -10,7 +10,7 @@ from contextlib import ExitStack, asynccontextmanager
 import pytest
 import trio
 from attrs import evolve
-from test_gate import PATIENT, client_context, files, open_descriptors, open_house, request, to_end, until
+from gate_rig import PATIENT, client_context, open_descriptors, open_house, request, to_end, until
 from trio.testing import wait_all_tasks_blocked
 
 from tunnel.addresses import HostPort
@@ -22,8 +22,6 @@ from tunnel.server.balancers import Balancers
 from tunnel.server.gate import Gate
 from tunnel.server.penalties import Penalties
 from tunnel.tls import TlsStream
-
-__all__ = ["files"]  # the fixture
 
 HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32)
 SLOW = Limits()  # ten seconds for a handshake: nothing below is cut by a deadline

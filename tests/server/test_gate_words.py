@@ -4,12 +4,12 @@ import logging
 import socket
 
 import pytest
-from test_gate import Farewell, Goodbye, Limits, files, open_house, receive, until
+from gate_rig import open_house, receive, until
 
+from tunnel.config import Limits
 from tunnel.errors import Refused
+from tunnel.messages import Farewell, Goodbye
 from tunnel.server.proxy_protocol import SIGNATURE
-
-__all__ = ["files"]  # a fixture
 
 HEADERS = {
     "version 1": b"PROXY TCP4 192.0.2.1 198.51.100.1 56324 8443\r\n",

@@ -4,13 +4,11 @@ import socket
 from contextlib import suppress
 
 from attrs import evolve
+from gate_rig import receive, until
 from test_entrances import config, login
-from test_gate import files, receive, until
 
 from tunnel.messages import ProxySet, ProxySpec, ProxyStatusUpdate, Reason, Status, TargetHealth
 from tunnel.server.app import open_server
-
-__all__ = ["files"]  # the fixture
 
 WEB = ProxySpec("web", "127.0.0.1", 0, target="127.0.0.1:80", checked=True)
 OTHER = ProxySpec("other", "127.0.0.1", 0)

@@ -2,13 +2,10 @@
 
 import pytest
 import trio
-from test_gate import files
 from test_living_grants import open_lab, specs
 
 from tunnel.messages import ProxySet
 from tunnel.server import session as session_module
-
-__all__ = ["files"]  # the fixture
 
 
 async def test_sets_are_taken_as_slowly_as_they_are_long(files, monkeypatch: pytest.MonkeyPatch) -> None:
