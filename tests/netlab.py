@@ -31,6 +31,7 @@ ADDRESSES = {"a": "10.77.0.1", "b": "10.77.0.2"}
 OTHER = {"a": "b", "b": "a"}
 BATCH_PACKETS = 64  # read of one side before the other side has its turn
 PACKET_BYTES = 65_536
+GRAIN_SECONDS = 0.0002  # packets that are due within it go together: waking up for each would cap the rate
 
 
 class Link:
@@ -124,6 +125,8 @@ def serve_link(link: Link, devices: dict[str, int], control: socket.socket) -> N
                 else:
                     take_packets(link, key.data, key.fd)
             wait = link.deliver(devices, time.monotonic())
+            if wait is not None:
+                wait = max(wait, GRAIN_SECONDS)
 
 
 def take_packets(link: Link, side: str, descriptor: int) -> None:
