@@ -1,5 +1,6 @@
 """Seeing: followers are bounded and told what they missed; publishing never fails."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_what_came_after_an_event_is_found_by_its_id_as_far_as_it_is_kept() -> N
 
 
 def test_the_kinds_of_events_are_a_closed_list_and_each_is_described() -> None:
-    described = re.findall(r"^    ``([a-z.]+)``", Event.__doc__ or "", re.MULTILINE)
+    described = re.findall(r"^``([a-z.]+)``", inspect.getdoc(Event) or "", re.MULTILINE)
     assert tuple(described) == KINDS
     written = [
         match
