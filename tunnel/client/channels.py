@@ -30,7 +30,7 @@ ARRIVALS_SECONDS = 1.0  # between looks at how many visitors came
 ANSWER_SECONDS = 0.5  # a channel's time to answer when the server, which has waited as long, hears nothing on any
 ANSWER_ROUND_TRIPS = 3  # or so many, on a long path
 LONG_PATH_SECONDS = 0.04  # a round trip: the path is long
-LONG_PATH_CHANNELS = 4  # ten first packets each: 40 visitors of a sudden crowd in the first round trip (measured)
+LONG_PATH_CHANNELS = 4  # ten first packets each (RFC 6928): some 35 of a sudden crowd in the first round trip, measured
 
 
 class Tickets:
